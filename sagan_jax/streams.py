@@ -1,0 +1,22 @@
+"""Every random number of a run, as a function of its seed, a named stream and a step."""
+
+import enum
+
+import jax
+
+
+class Stream(enum.IntEnum):
+    """One number for each use of randomness, so that no two uses ever share a key."""
+
+    PARAMETERS = 0
+    DISCRIMINATOR_NOISE = 1  # z and labels of the fakes that the discriminator is trained on
+    GENERATOR_NOISE = 2  # z and labels of the generator's own update
+    DATA_ORDER = 3
+    AUGMENTATION = 4
+    SAMPLING = 5  # the fixed noise of the sample grids
+    STANDING_STATISTICS = 6  # noise over which a frozen generator's batch statistics are taken
+
+
+def stream_key(seed: int, stream: Stream, step: int | jax.Array = 0) -> jax.Array:
+    """The typed key of `stream` at `step`: `fold_in(fold_in(key(seed), stream), step)`."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
