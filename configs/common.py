@@ -1,0 +1,69 @@
+"""Every key that a configuration has, with its default and what it means.
+
+The files beside this one start from `get_config()` and set what is decisive for their data set.
+Any key can be changed on the command line, for example --config.optimizer.generator_lr=2e-4
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The official code's settings, for networks of 32×32 on the embedded data set."""
+    config = ml_collections.ConfigDict()
+
+    config.seed = 0  # decides, with the step, everything that is random in a run
+    config.num_train_steps = 1_000_000  # generator updates
+    config.batch_size = 256  # over all devices together
+    config.dtype = 'float32'  # of the activations: 'float32' or 'bfloat16'
+    config.steps_per_call = 1  # steps that run on the devices without the host in between
+    config.discriminator_steps = 1  # discriminator updates for each generator update
+    config.loss = 'hinge'  # 'hinge' or 'non_saturating'
+
+    config.dataset = dataset = ml_collections.ConfigDict()
+    dataset.name = 'shapes'  # 'shapes', 'image_folder', or the name of a TFDS data set
+    dataset.data_dir = config_dict.placeholder(str)  # prepared data; default: TFDS's own folder
+    dataset.source_dir = config_dict.placeholder(str)  # image_folder: the folder of class folders
+    dataset.image_size = 32  # 32, 64, 128 or 256
+    dataset.num_classes = 10
+    dataset.flip = False  # mirror half of the real images, at random
+
+    config.model = model = ml_collections.ConfigDict()
+    model.architecture = 'sagan'  # a table in sagan_jax/models/architectures.py
+    model.generator_width = 64  # the tables' unit, ch
+    model.discriminator_width = 64
+    model.z_dim = 128
+    model.generator_attention = (16,)  # resolutions with self-attention, () for none
+    model.discriminator_attention = (16,)
+    model.conditioning = 'projection'  # 'projection', or 'none' for an unconditional GAN
+
+    config.spectral_norm = spectral_norm = ml_collections.ConfigDict()
+    spectral_norm.generator = True
+    spectral_norm.discriminator = True
+    spectral_norm.epsilon = 1e-12
+
+    config.batch_norm = batch_norm = ml_collections.ConfigDict()
+    batch_norm.cross_replica = True  # moments over all devices, or each device on its own
+    batch_norm.decay = 0.999  # of the running averages
+    batch_norm.last_decay = 0.9999  # the same in the generator's last, plain batch norm
+    batch_norm.epsilon = 1e-5
+    # A frozen generator takes its statistics from so many fresh batches; 0: the running averages.
+    batch_norm.standing_batches = 0
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()  # Adam
+    optimizer.generator_lr = 1e-4
+    optimizer.discriminator_lr = 4e-4
+    optimizer.b1 = 0.0
+    optimizer.b2 = 0.999
+    optimizer.epsilon = 1e-8
+
+    config.ema = ema = ml_collections.ConfigDict()
+    ema.decay = 0.0  # of the averaged generator that draws the samples; 0: no averaging
+    ema.start_step = 0  # until then the average is the generator itself
+
+    config.log_every = 100  # all of these in steps
+    config.sample_every = 1000
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 3  # the newest; the last step is among them
+
+    return config

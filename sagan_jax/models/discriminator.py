@@ -1,0 +1,88 @@
+"""The discriminator: images and labels to logits (SAGAN's official code, after SNGAN's ResNet)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sagan_jax.models.attention import SelfAttention
+from sagan_jax.models.layers import Conv, Dense, average_pool, xavier_uniform
+
+
+class FirstBlock(nn.Module):
+    """3×3 → ReLU → 3×3 → pool, beside a skip of pool → 1×1: no ReLU on the image itself."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, 3] → [B, H/2, W/2, features]."""
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(x)
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(nn.relu(h))
+        skip = Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(average_pool(x))
+        return average_pool(h) + skip
+
+
+class DownBlock(nn.Module):
+    """ReLU → 3×3 → ReLU → 3×3 (→ pool), beside a skip of 1×1 (→ pool).
+
+    The skip is the identity where neither resolution nor width changes.
+    """
+
+    features: int
+    down: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] → [B, H/2, W/2, features], or [B, H, W, features] without `down`."""
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(nn.relu(x))
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(nn.relu(h))
+        if self.down or x.shape[-1] != self.features:
+            x = Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(x)
+        return average_pool(h) + average_pool(x) if self.down else h + x
+
+
+class Discriminator(nn.Module):
+    """A stack of down blocks, then `dense(h) + ⟨embedding(label), h⟩` (Miyato & Koyama 2018).
+
+    Attributes:
+      widths: channels of each block.
+      downs: how many of the blocks, counted from the image, halve the resolution.
+      attention: the resolutions after whose block self-attention stands.
+      num_classes: rows of the label embedding; 0 for an unconditional discriminator.
+      dtype: of the activations; the sum over space and the logits are float32.
+    """
+
+    widths: tuple[int, ...]
+    downs: int
+    attention: tuple[int, ...]
+    num_classes: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
+        """images float32 [B, S, S, 3] in [-1, 1], labels int [B] → logits float32 [B].
+
+        Nothing in it differs between training and not; `train` is there so that both networks
+        are called alike.
+        """
+        del train
+        x = images.astype(self.dtype)
+        for number, width in enumerate(self.widths, start=1):
+            size, down = x.shape[1], number <= self.downs
+            if number == 1:
+                x = FirstBlock(width, self.dtype, name='block1')(x)
+            else:
+                x = DownBlock(width, down, self.dtype, name=f'block{number}')(x)
+            if down and size // 2 in self.attention:
+                x = SelfAttention(self.dtype, name=f'attention{size // 2}')(x)
+
+        h = nn.relu(x).astype(jnp.float32).sum((1, 2))  # [B, C]
+        logits = Dense(1, name='dense')(h)[:, 0]
+        if self.num_classes:
+            embed = nn.Embed(
+                self.num_classes, h.shape[-1], embedding_init=xavier_uniform, name='embed'
+            )
+            logits += (embed(labels) * h).sum(-1)
+        return logits

@@ -1,0 +1,68 @@
+"""The generator: noise and labels to images (SAGAN's official code, after SNGAN's ResNet)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sagan_jax.models.attention import SelfAttention
+from sagan_jax.models.layers import BatchNorm, Conv, Dense, upsample
+
+
+class UpBlock(nn.Module):
+    """Batch norm → ReLU → ×2 → 3×3 → batch norm → ReLU → 3×3, beside a skip of ×2 → 1×1."""
+
+    features: int
+    norm: Callable[..., nn.Module]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
+        """x [B, H, W, C], labels int [B] → [B, 2H, 2W, features]."""
+        h = nn.relu(self.norm(name='norm1')(x, labels, train))
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(upsample(h))
+        h = nn.relu(self.norm(name='norm2')(h, labels, train))
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(h)
+        return h + Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(upsample(x))
+
+
+class Generator(nn.Module):
+    """A stack of up blocks from 4×4, with self-attention where asked.
+
+    Attributes:
+      widths: channels of the 4×4 start, then of each up block.
+      attention: the resolutions after whose block self-attention stands.
+      num_classes: rows of the conditional batch norms; 0 for an unconditional generator.
+      decay: of the running averages in the blocks; `last_decay` in the last, plain batch norm.
+      axis_name: the mapped axis whose replicas share batch moments, or None.
+      dtype: of the activations; parameters and moments stay float32.
+    """
+
+    widths: tuple[int, ...]
+    attention: tuple[int, ...]
+    num_classes: int
+    decay: float
+    last_decay: float
+    epsilon: float
+    axis_name: str | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, z: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
+        """z float32 [B, z_dim], labels int [B] → images float32 [B, S, S, 3] in [-1, 1]."""
+        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name, dtype=self.dtype)
+        start, *widths = self.widths
+
+        x = Dense(4 * 4 * start, dtype=self.dtype, name='dense')(z)
+        x = x.reshape(-1, 4, 4, start)
+        for number, width in enumerate(widths, start=1):
+            block_norm = partial(norm, num_classes=self.num_classes, decay=self.decay)
+            x = UpBlock(width, block_norm, self.dtype, name=f'block{number}')(x, labels, train)
+            if x.shape[1] in self.attention:
+                x = SelfAttention(self.dtype, name=f'attention{x.shape[1]}')(x)
+
+        x = nn.relu(norm(num_classes=0, decay=self.last_decay, name='norm')(x, labels, train))
+        x = Conv(3, (3, 3), dtype=self.dtype, name='conv')(x)
+        return jnp.tanh(x.astype(jnp.float32))

@@ -1,0 +1,11 @@
+"""Eight virtual devices for every test, and one compilation cache for the tests' processes."""
+
+import os
+import tempfile
+
+os.environ['JAX_NUM_CPU_DEVICES'] = '8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'sagan_jax_test_cache')
+)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '1'

@@ -1,0 +1,119 @@
+"""Our networks against one evaluation of the original TensorFlow graph."""
+
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from configs import common
+from sagan_jax import models, official
+from sagan_jax.errors import UserError
+
+GOLDEN = np.load(Path(__file__).parent / 'golden' / 'official_feat32.npz')
+TOLERANCE = {'rtol': 1e-4, 'atol': 1e-4}
+
+
+def official_config():
+    generator_width, discriminator_width, num_classes, z_dim, _ = GOLDEN['meta'].tolist()
+    config = common.get_config()
+    config.dataset.image_size, config.dataset.num_classes = 128, num_classes
+    config.model.generator_width = generator_width
+    config.model.discriminator_width = discriminator_width
+    config.model.z_dim = z_dim
+    config.model.generator_attention = config.model.discriminator_attention = (32,)
+    return config
+
+
+def golden(prefix):
+    return {k.removeprefix(prefix): GOLDEN[k] for k in GOLDEN.files if k.startswith(prefix)}
+
+
+@pytest.fixture(scope='module')
+def converted():
+    return official.convert(official_config(), golden('var|'))
+
+
+@pytest.fixture(scope='module')
+def networks():
+    return models.create(official_config())
+
+
+def expected_stats(before, network, collection, prefix):
+    """The golden values after a pass, through `convert`, so that they carry our names."""
+    variables = golden('var|') | golden(prefix)
+    stats = official.convert(official_config(), variables)[network][collection]
+    assert len(golden(prefix)) > 10
+    chex.assert_trees_all_equal_structs(stats, before[collection])
+    return stats
+
+
+def without_sigma(spectral_stats):
+    flat = traverse_util.flatten_dict(spectral_stats)
+    return {path: value for path, value in flat.items() if path[-1] == 'u'}
+
+
+def test_generator_in_training_mode(converted, networks):
+    images, stats = networks[0].apply(converted[0], GOLDEN['z'], GOLDEN['labels'], train=True)
+    np.testing.assert_allclose(images, GOLDEN['out|g_train'], **TOLERANCE)
+
+    u = expected_stats(converted[0], 0, 'spectral_stats', 'out|after_g_train|')
+    chex.assert_trees_all_close(
+        without_sigma(stats['spectral_stats']), without_sigma(u), **TOLERANCE
+    )
+    averages = expected_stats(converted[0], 0, 'batch_stats', 'out|after_bn|')
+    assert len(golden('out|after_bn|')) == 20
+    for block in (f'block{i}' for i in range(1, 6)):  # the last batch norm is not among them
+        chex.assert_trees_all_close(stats['batch_stats'][block], averages[block], **TOLERANCE)
+
+
+def test_generator_with_moving_averages(converted, networks):
+    images, stats = networks[0].apply(converted[0], GOLDEN['z'], GOLDEN['labels'], train=False)
+    np.testing.assert_allclose(images, GOLDEN['out|g_eval'], **TOLERANCE)
+    for collection in ('batch_stats', 'spectral_stats'):
+        chex.assert_trees_all_equal(stats[collection], converted[0][collection])
+
+
+def test_discriminator(converted, networks):
+    discriminator = networks[1]
+    logits, stats = discriminator.apply(
+        converted[1], GOLDEN['images'], GOLDEN['labels'], train=True
+    )
+    np.testing.assert_allclose(logits, GOLDEN['out|d_real'][:, 0], **TOLERANCE)
+    u = expected_stats(converted[1], 1, 'spectral_stats', 'out|after_d_real|')
+    chex.assert_trees_all_close(
+        without_sigma(stats['spectral_stats']), without_sigma(u), **TOLERANCE
+    )
+
+    logits, stats = discriminator.apply(
+        converted[1], GOLDEN['images'], GOLDEN['labels'], train=False
+    )
+    np.testing.assert_allclose(logits, GOLDEN['out|d_noop'][:, 0], **TOLERANCE)
+    chex.assert_trees_all_equal(stats['spectral_stats'], converted[1]['spectral_stats'])
+
+
+def test_convert_passes_over_optimiser_slots_and_any_outer_scope():
+    variables = {f'tower/{name}': value for name, value in golden('var|').items()}
+    variables['tower/model/g_snh0/Matrix/Adam_1'] = variables['tower/model/g_snh0/Matrix']
+    variables['beta1_power'] = np.float32(0)
+    generator, _ = official.convert(official_config(), variables)
+    np.testing.assert_array_equal(
+        generator['params']['dense']['kernel'], GOLDEN['var|model/g_snh0/Matrix']
+    )
+
+
+@pytest.mark.parametrize(
+    ('change', 'sentence'),
+    [
+        (lambda v: v.pop('model/g_bn/beta'), 'lack 1 .* params/norm/bias'),
+        (lambda v: v.update({'model/g_new/w': np.zeros(3)}), 'g_new/w is not a variable'),
+        (lambda v: v.update({'model/g_block9/snconv1/w': np.zeros(3)}), 'no place for .*block9'),
+        (lambda v: v.update({'model/g_bn/beta': np.zeros(3)}), 'g_bn/beta has shape'),
+    ],
+)
+def test_convert_refuses(change, sentence):
+    variables = golden('var|')
+    change(variables)
+    with pytest.raises(UserError, match=sentence):
+        official.convert(official_config(), variables)
