@@ -39,21 +39,19 @@ def init(key: jax.Array, params: Tree) -> Tree:
     return traverse_util.unflatten_dict(stats)
 
 
-def normalise(
-    params: Tree, spectral_stats: Tree, epsilon: float = 1e-12, iterations: int = 1
-) -> tuple[Tree, Tree]:
+def normalise(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12) -> tuple[Tree, Tree]:
     """Divides each weight that has statistics by its largest singular value.
 
-    For W [in, out] (a kernel flattened to [-1, out], the embedding transposed), each iteration is
-    v = Wu/‖Wu‖, u = Wᵀv/‖Wᵀv‖, and then σ = vᵀWu, all in float32. In the gradient u and v are
-    constants, so ∂σ/∂W = vuᵀ (Miyato et al. 2018, section 2.1 and equation 12).
+    For W [in, out] (a kernel flattened to [-1, out], the embedding transposed), one power
+    iteration gives v = Wu/‖Wu‖ and the next u = Wᵀv/‖Wᵀv‖, and they σ = vᵀWu, all in float32. In
+    the gradient u and v are constants, so ∂σ/∂W = vuᵀ (Miyato et al. 2018, section 2.1 and
+    equation 12).
 
     Args:
       params: the parameter tree.
       spectral_stats: a tree from `init`; where it holds nothing, the parameter is returned as is,
         so that an empty tree means a network without spectral normalisation.
       epsilon: added to the norms; 1e-12 in the official code.
-      iterations: power iterations; 1 while training, many to freeze a generator.
 
     Returns:
       `(weights, next_stats)`: trees shaped like `params` and `spectral_stats`.
@@ -61,13 +59,38 @@ def normalise(
     flat, stats = traverse_util.flatten_dict(params), traverse_util.flatten_dict(spectral_stats)
     for path in [path[:-1] for path in stats if path[-1] == 'u']:
         matrix = _matrix(path, flat[path]).astype(jnp.float32)  # [in, out]
-        u, v = _power_iteration(
-            jax.lax.stop_gradient(matrix), stats[*path, 'u'], epsilon, iterations
-        )
+        v = _unit(jax.lax.stop_gradient(matrix) @ stats[*path, 'u'], epsilon)  # [in]
+        u = _unit(v @ jax.lax.stop_gradient(matrix), epsilon)  # [out]
         sigma = v @ matrix @ u
         flat[path] = flat[path] / sigma
         stats[*path, 'u'], stats[*path, 'sigma'] = u, jax.lax.stop_gradient(sigma)
     return traverse_util.unflatten_dict(flat), traverse_util.unflatten_dict(stats)
+
+
+def converge(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12, limit: int = 1000) -> Tree:
+    """Iterates until no σ changes by more than 1e-6 of itself, or `limit` times.
+
+    One iteration a step is enough while training, where parameters move slowly; weights that are
+    to be used for good, averaged ones above all, deserve their true σ.
+    """
+
+    def sigmas(stats):
+        flat = traverse_util.flatten_dict(stats)
+        return jnp.stack([value for path, value in flat.items() if path[-1] == 'sigma'])
+
+    def unfinished(carry):
+        count, before, after = carry
+        change = jnp.abs(sigmas(after) / sigmas(before) - 1)
+        return (count < limit) & (change.max() > 1e-6)
+
+    def iterate(carry):
+        count, _, stats = carry
+        return count + 1, stats, normalise(params, stats, epsilon)[1]
+
+    if not spectral_stats:
+        return spectral_stats
+    first = normalise(params, spectral_stats, epsilon)[1]
+    return jax.lax.while_loop(unfinished, iterate, (1, spectral_stats, first))[-1]
 
 
 def largest_sigma(spectral_stats: Tree) -> jax.Array:
@@ -83,13 +106,5 @@ def _matrix(path: tuple[str, ...], weight: jax.Array) -> jax.Array:
     return weight.reshape(-1, weight.shape[-1])
 
 
-def _power_iteration(
-    matrix: jax.Array, u: jax.Array, epsilon: float, iterations: int
-) -> tuple[jax.Array, jax.Array]:
-    def unit(vector):
-        return vector / (jnp.linalg.norm(vector) + epsilon)
-
-    for _ in range(iterations):
-        v = unit(matrix @ u)  # [in]
-        u = unit(v @ matrix)  # [out]
-    return u, v
+def _unit(vector: jax.Array, epsilon: float) -> jax.Array:
+    return vector / (jnp.linalg.norm(vector) + epsilon)

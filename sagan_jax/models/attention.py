@@ -11,9 +11,9 @@ class SelfAttention(nn.Module):
     """`x + gamma · o`, where o gathers values from everywhere in the feature map.
 
     Queries are the paper's f(x), keys g(x), values h(x) and the output v(x), each a 1×1
-    convolution without bias: C/8, C/8, C/2 and C channels (at least 1). Keys and values are max-pooled 2×2, so
-    N positions attend to N/4. Logits are not scaled. Gamma is a learned scalar that starts at 0
-    (equation 3). The softmax is taken in float32.
+    convolution without bias: C/8, C/8, C/2 (each at least 1) and C channels. Keys and values are
+    max-pooled 2×2, so N positions attend to N/4. Logits are not scaled. Gamma is a learned scalar
+    that starts at 0 (equation 3). The softmax is taken in float32.
     """
 
     dtype: jnp.dtype

@@ -1,0 +1,116 @@
+"""Checkpoints of a run, and the configuration that they belong to."""
+
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sagan_jax.errors import UserError
+from sagan_jax.files import atomic_path
+
+# Keys that say how long, how fast or how talkative a run is, not what it computes.
+FREE_KEYS = (
+    'num_train_steps',
+    'steps_per_call',
+    'log_every',
+    'sample_every',
+    'checkpoint_every',
+    'keep_checkpoints',
+    'dataset.data_dir',
+)
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
+    """Orbax's manager of `workdir/checkpoints`: saves asynchronously, each step whole or not at all.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest checkpoints stay.
+    """
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager((workdir / 'checkpoints').absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+    """Starts to save a state of plain arrays at `step`; the write goes on in the background."""
+    # A copy on the host: the arrays on the device are donated to the next step.
+    manager.save(step, args=ocp.args.StandardSave(jax.tree.map(np.array, state)))
+
+
+def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
+    """The newest checkpoint as host arrays in the structure of `like`; None if there is none."""
+    step = manager.latest_step()
+    if step is None:
+        return None
+    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    return manager.restore(step, args=ocp.args.StandardRestore(template))
+
+
+def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses to go on with the checkpoints of another configuration.
+
+    Raises:
+      UserError: naming the keys that differ, other than `FREE_KEYS`.
+    """
+    path = workdir / 'config.json'
+    if not any(entry.name.isdigit() for entry in (workdir / 'checkpoints').glob('*')):
+        return
+    try:
+        before = _flatten(json.loads(path.read_text())['config'])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f'{workdir} holds checkpoints, but {path} cannot be read; choose another --workdir'
+        ) from error
+    now = _flatten(json.loads(config.to_json()))
+    different = [
+        f'{key} ({before.get(key, "missing")} there, {now.get(key, "missing")} here)'
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, '') != now.get(key, '') and key not in FREE_KEYS
+    ]
+    if different:
+        raise UserError(
+            f'the checkpoints in {workdir} belong to another configuration: '
+            f'{", ".join(different)}; choose another --workdir or the same configuration'
+        )
+
+
+def write_configuration(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes `config.json`: the resolved configuration, the versions and the git commit."""
+    record = {
+        'config': json.loads(config.to_json()),
+        'versions': {name: metadata.version(name) for name in _PACKAGES}
+        | {'python': platform.python_version()},
+        'commit': _git_commit(),
+    }
+    with atomic_path(workdir / 'config.json') as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + '\n')
+
+
+def _git_commit() -> str | None:
+    """The commit of this source tree, with `-dirty` if it was changed since; None outside git."""
+    command = ['git', 'describe', '--always', '--abbrev=40', '--dirty', '--exclude=*']
+    try:
+        return subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,53 @@
+"""The adversarial losses, on logits: large means real."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from sagan_jax.errors import UserError
+
+
+class Loss(NamedTuple):
+    """A pair of losses, each the mean over a batch, float32 [].
+
+    Attributes:
+      discriminator: `discriminator(real_logits, fake_logits)`, both float32 [B].
+      generator: `generator(fake_logits)`.
+    """
+
+    discriminator: Callable[[jax.Array, jax.Array], jax.Array]
+    generator: Callable[[jax.Array], jax.Array]
+
+
+def hinge_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+    """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (SAGAN, equation 4)."""
+    return jax.nn.relu(1 - real_logits).mean() + jax.nn.relu(1 + fake_logits).mean()
+
+
+def hinge_generator(fake_logits: jax.Array) -> jax.Array:
+    """-E[D(G(z))] (SAGAN, equation 4)."""
+    return -fake_logits.mean()
+
+
+def non_saturating_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+    """-E[log σ(D(x))] - E[log(1 - σ(D(G(z))))] (Goodfellow et al. 2014)."""
+    return jax.nn.softplus(-real_logits).mean() + jax.nn.softplus(fake_logits).mean()
+
+
+def non_saturating_generator(fake_logits: jax.Array) -> jax.Array:
+    """-E[log σ(D(G(z)))] (Goodfellow et al. 2014)."""
+    return jax.nn.softplus(-fake_logits).mean()
+
+
+LOSSES = {
+    'hinge': Loss(hinge_discriminator, hinge_generator),
+    'non_saturating': Loss(non_saturating_discriminator, non_saturating_generator),
+}
+
+
+def get(name: str) -> Loss:
+    """The pair called `name`, or a `UserError` that lists what there is."""
+    if name not in LOSSES:
+        raise UserError(f'loss is {name!r}; the losses are {", ".join(LOSSES)}')
+    return LOSSES[name]

@@ -1,0 +1,211 @@
+"""The training loop: from a configuration and a folder to a trained SAGAN."""
+
+import collections
+import os
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from sagan_jax import checkpoints, data, figures, models, sampling
+from sagan_jax.errors import UserError
+from sagan_jax.logs import RunLog
+from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
+    """Trains until `config.num_train_steps`, from the newest checkpoint in `workdir` if any.
+
+    Leaves in `workdir`: config.json, metrics.jsonl, tensorboard/, samples/ and checkpoints/.
+
+    Args:
+      config: see configs/common.py.
+      workdir: the run's folder, made if it is not there.
+
+    Raises:
+      UserError: for a mistake in the configuration, the data or the workdir, before anything is
+        written; and when training diverges, before a bad checkpoint is kept.
+    """
+    workdir = Path(workdir)
+
+    # ---- Refuse early what cannot work. --------------------------------------------------------
+    _check_schedule(config)
+    train_step = create_train_step(config)
+    _check_writable(workdir)
+    checkpoints.check_configuration(workdir, config)
+
+    # ---- Data. ---------------------------------------------------------------------------------
+    source = data.load(config.dataset, 'train')
+    summary = data.summary(source, config.seed)
+
+    # ---- State: the newest checkpoint, or a new beginning. -------------------------------------
+    workdir.mkdir(parents=True, exist_ok=True)
+    state = create_state(config)
+    _describe(config, source, summary, state)
+    manager = checkpoints.open_manager(workdir, config.keep_checkpoints)
+    restored = checkpoints.restore(manager, state)
+    state = replicate(state if restored is None else restored)
+    step = int(state.step)
+    checkpoints.write_configuration(workdir, config)
+    if restored is None:
+        print(f'run            starts afresh in {workdir}, {config.num_train_steps:,} steps')
+    else:
+        print(f'run            resumes in {workdir} from step {step:,}', flush=True)
+    if step >= config.num_train_steps:
+        print(f'               {step:,} of {config.num_train_steps:,} steps are done already')
+
+    # ---- Pictures. -----------------------------------------------------------------------------
+    freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
+    labels = sampling.grid_labels(config)
+    noise, columns = sampling.fixed_noise(config, labels), 10
+
+    def save_samples(log):
+        generator, ema_params = single_copy((state.generator, state.ema_params))
+        images = sample(freeze(generator | {'params': ema_params}), noise, labels)
+        grid = figures.image_grid(images, columns)
+        figures.save_png(workdir / 'samples' / f'{step:06d}.png', grid)
+        log.image(step, 'samples', grid)
+
+    # ---- The loop. -----------------------------------------------------------------------------
+    images_per_step = config.batch_size * config.discriminator_steps
+    batches = data.batches(
+        source,
+        config.seed,
+        images_per_step * config.steps_per_call,
+        start=step // config.steps_per_call,
+        stop=config.num_train_steps // config.steps_per_call,
+    )
+
+    def due(every):
+        return step % every == 0 or step == config.num_train_steps
+
+    with RunLog(workdir, step) as log:
+        if step == 0:
+            reals = data.rows_of_classes(source, config.seed, labels)
+            figures.save_png(workdir / 'samples' / 'reals.png', figures.image_grid(reals, columns))
+            save_samples(log)
+        in_flight = collections.deque()
+        last_log, started = (step, time.monotonic()), time.monotonic()
+        for images, image_labels in batches:
+            state, metrics = train_step(state, images, image_labels)
+            step += config.steps_per_call
+            # Two calls in flight keep the devices busy; more would only fill their memory.
+            in_flight.append(metrics)
+            if len(in_flight) > 2:
+                jax.block_until_ready(in_flight.popleft())
+
+            if started:
+                jax.block_until_ready(metrics)
+                print(f'first step     after {time.monotonic() - started:.0f} s of compilation')
+                last_log, started = (step, time.monotonic()), None
+
+            if due(config.log_every) or due(config.checkpoint_every):
+                values = {name: float(value[-1]) for name, value in metrics.items()}
+                _check_finite(step, values, manager.latest_step())
+            if due(config.log_every):
+                last_log = _log_line(config, log, step, values, last_log, images_per_step)
+            if due(config.sample_every):
+                save_samples(log)
+            if due(config.checkpoint_every):
+                checkpoints.save(manager, step, single_copy(state))
+        manager.wait_until_finished()
+    manager.close()
+    print(f'done           {workdir}: samples/, checkpoints/, metrics.jsonl, tensorboard/')
+
+
+def _check_schedule(config) -> None:
+    for key in ('log_every', 'sample_every', 'checkpoint_every', 'num_train_steps'):
+        if config[key] < 1 or config[key] % config.steps_per_call:
+            raise UserError(
+                f'{key}={config[key]} is not a positive multiple of '
+                f'steps_per_call={config.steps_per_call}'
+            )
+
+
+def _check_writable(workdir: Path) -> None:
+    """Without leaving anything behind, should something else be wrong."""
+    existing = workdir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f'the workdir {workdir} cannot be written, because of {existing}; '
+            'choose another --workdir'
+        )
+
+
+def _check_finite(step: int, values: dict[str, float], saved: int | None) -> None:
+    bad = [name for name, value in values.items() if not np.isfinite(value)]
+    if bad:
+        raise UserError(
+            f'training diverged: {", ".join(bad)} not finite at step {step}; the last good '
+            f'checkpoint is {"none" if saved is None else f"of step {saved}"}; '
+            'try smaller learning rates or another seed'
+        )
+
+
+def _describe(config, source, summary, state) -> None:
+    """Prints what the run understood."""
+    devices = jax.local_devices()
+    size = config.dataset.image_size
+    print(f'devices        {len(devices)} × {devices[0].device_kind}')
+    print(
+        f'data           {config.dataset.name}: {len(source):,} pictures of {size}×{size} '
+        f'in {len(source.class_names)} classes'
+    )
+    counts = summary.label_counts
+    if len(counts) <= 20:
+        histogram = ', '.join(
+            f'{name} {count}' for name, count in zip(source.class_names, counts, strict=True)
+        )
+    else:
+        histogram = f'{np.count_nonzero(counts)} classes, at most {counts.max()} of one'
+    print(f'               among {counts.sum():,} of them: {histogram}')
+    print(f'               values from {summary.minimum} to {summary.maximum}')
+    for name, variables, attention in (
+        ('generator', state.generator, config.model.generator_attention),
+        ('discriminator', state.discriminator, config.model.discriminator_attention),
+    ):
+        where = f'attention at {", ".join(map(str, attention))}' if attention else 'no attention'
+        print(f'{name:<14} {models.count_parameters(variables):,} parameters, {where}')
+
+
+def _log_line(config, log, step, values, last_log, images_per_step) -> tuple[int, float]:
+    """Prints and writes the metrics of a step; returns where the next rate is measured from."""
+    now = time.monotonic()
+    steps_per_second = (step - last_log[0]) / max(now - last_log[1], 1e-9)
+    rate = {}
+    if step > last_log[0]:
+        rate = {'images_per_second': steps_per_second * images_per_step}
+    log.scalars(step, values | rate)
+
+    gammas = ' '.join(
+        f'{name[0].upper()}{name.partition("gamma")[2]} {value:+.3f}'
+        for name, value in values.items()
+        if 'gamma' in name
+    )
+    line = (
+        f'step {step:>{len(str(config.num_train_steps))}}/{config.num_train_steps}'
+        f'  loss D {values["discriminator_loss"]:.3f} G {values["generator_loss"]:+.3f}'
+        f'  logit real {values["real_logit"]:+.2f} fake {values["fake_logit"]:+.2f}'
+    )
+    if gammas:
+        line += f'  gamma {gammas}'
+    if rate:
+        left = (config.num_train_steps - step) / steps_per_second
+        line += f'  {rate["images_per_second"]:,.0f} images/s  {_duration(left)} left'
+    print(line, flush=True)
+    return step, now
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days} d {hours} h'
+    if hours:
+        return f'{hours} h {minutes:02d} min'
+    return f'{minutes} min {seconds:02d} s'

@@ -1,0 +1,295 @@
+"""One synchronous training step over all devices, and the only place that says pmap.
+
+Inside, the step is written for one device, with collectives over the axis `AXIS`; outside, the
+state keeps its plain shapes and the batch is the global one. A step is `discriminator_steps`
+updates of the discriminator and then one of the generator. All randomness is a function of the
+configuration's seed and the step number: noise is drawn for the global batch and each device
+takes its rows, so that the number of devices changes nothing but the order of additions.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import traverse_util
+from jax import lax
+
+from sagan_jax import losses, models, spectral_norm
+from sagan_jax.errors import UserError
+from sagan_jax.models import Variables
+from sagan_jax.streams import Stream, stream_key
+
+AXIS = 'batch'
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 [], steps done.
+      generator, discriminator: their variables, see `models.Network`.
+      generator_opt, discriminator_opt: Adam's moments.
+      ema_params: the averaged generator's parameters; parameters only, never statistics.
+    """
+
+    step: jax.Array
+    generator: Variables
+    discriminator: Variables
+    generator_opt: optax.OptState
+    discriminator_opt: optax.OptState
+    ema_params: Any
+
+
+def create_state(config: ml_collections.ConfigDict) -> TrainState:
+    """The state before the first step, a function of `config.seed`."""
+    generator, discriminator = models.create(config)
+    generator_optimizer, discriminator_optimizer = _optimizers(config)
+
+    @jax.jit
+    def create(key):
+        generator_key, discriminator_key = jax.random.split(key)
+        g, d = generator.init(generator_key), discriminator.init(discriminator_key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            generator=g,
+            discriminator=d,
+            generator_opt=generator_optimizer.init(g['params']),
+            discriminator_opt=discriminator_optimizer.init(d['params']),
+            ema_params=g['params'],
+        )
+
+    return create(stream_key(config.seed, Stream.PARAMETERS))
+
+
+def replicate(state: TrainState, devices: list[jax.Device] | None = None) -> TrainState:
+    """Puts a state on all devices, as a train step expects and returns it."""
+    mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
+    return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def single_copy(tree: Any) -> Any:
+    """One replica of what a train step returned, on one device; valid until the next step."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def create_train_step(
+    config: ml_collections.ConfigDict, devices: list[jax.Device] | None = None
+) -> Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, Metrics]]:
+    """Builds `train_step(state, images, labels) -> (state, metrics)`.
+
+    One call runs `steps_per_call` steps (S), each with `discriminator_steps` (D) batches of
+    `batch_size` (B) real images.
+
+    Args:
+      config: see configs/common.py.
+      devices: the devices to run on; all local ones by default.
+
+    Returns:
+      A function of the state, which is donated; images uint8 [S·D·B, H, W, 3] and labels
+      int32 [S·D·B] on the host. The metrics are float32 [S], one value a step: both losses, the
+      mean logit on real and on fake images, the norms of both gradients, the largest σ of each
+      network and every gamma.
+
+    Raises:
+      UserError: if the batch does not divide by the devices, or for an unknown loss.
+    """
+    devices = devices or jax.local_devices()
+    if config.batch_size % len(devices):
+        raise UserError(
+            f'batch_size={config.batch_size} does not divide by the {len(devices)} devices; '
+            f'take a multiple of {len(devices)}'
+        )
+    local_batch = config.batch_size // len(devices)
+    loss = losses.get(config.loss)
+    generator_optimizer, discriminator_optimizer = _optimizers(config)
+    cross_replica = config.batch_norm.cross_replica
+    generator, discriminator = models.create(config, AXIS if cross_replica else None)
+    normalise = partial(spectral_norm.normalise, epsilon=config.spectral_norm.epsilon)
+
+    def rows(array):
+        """This device's rows of something drawn for the global batch."""
+        return lax.dynamic_slice_in_dim(array, lax.axis_index(AXIS) * local_batch, local_batch)
+
+    def noise(stream, step):
+        """z float32 [b, z_dim] and labels int32 [b], uniform over the classes."""
+        z_key, labels_key = jax.random.split(stream_key(config.seed, stream, step))
+        z = jax.random.normal(z_key, (config.batch_size, config.model.z_dim))
+        labels = jax.random.randint(
+            labels_key, (config.batch_size,), 0, max(config.dataset.num_classes, 1)
+        )
+        return rows(z), rows(labels)
+
+    def real_images(images, update):
+        """uint8 → float32 in [-1, 1], half of them mirrored if the configuration says so."""
+        images = images.astype(jnp.float32) * (2 / 255) - 1
+        if not config.dataset.flip:
+            return images
+        key = stream_key(config.seed, Stream.AUGMENTATION, update)
+        mirrored = rows(jax.random.bernoulli(key, shape=(config.batch_size,)))
+        return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+    def generate(weights, batch_stats, z, labels):
+        images, stats = generator.apply(
+            {'params': weights, 'batch_stats': batch_stats}, z, labels, train=True
+        )
+        # Each device's own moments would leave the replicas with different running averages.
+        return images, stats['batch_stats'] if cross_replica else lax.pmean(
+            stats['batch_stats'], AXIS
+        )
+
+    def discriminate(weights, images, labels):
+        return discriminator.apply({'params': weights}, images, labels, train=True)[0]
+
+    # XLA runs a convolution inside a loop on one CPU thread, some twenty times slower.
+    scan = _unrolled_scan if devices[0].platform == 'cpu' else lax.scan
+
+    # ---- The discriminator's update: real and fake images in one pass, u advances once. --------
+    def update_discriminator(carry, batch):
+        variables, opt_state, batch_stats, generator_weights = carry
+        update, images, labels = batch
+        fake_z, fake_labels = noise(Stream.DISCRIMINATOR_NOISE, update)
+        fakes, batch_stats = generate(generator_weights, batch_stats, fake_z, fake_labels)
+        joint_images = jnp.concatenate([real_images(images, update), fakes])
+        joint_labels = jnp.concatenate([labels, fake_labels])
+
+        def loss_fn(params):
+            weights, spectral_stats = normalise(params, variables['spectral_stats'])
+            logits = discriminate(weights, joint_images, joint_labels)
+            real, fake = jnp.split(logits, 2)
+            value = loss.discriminator(real, fake)
+            return value, (spectral_stats, real.mean(), fake.mean())
+
+        (value, (spectral_stats, real, fake)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            variables['params']
+        )
+        grads, value, real, fake = lax.pmean((grads, value, real, fake), AXIS)
+        params, opt_state = _apply_updates(
+            discriminator_optimizer, grads, opt_state, variables['params']
+        )
+        metrics = {
+            'discriminator_loss': value,
+            'real_logit': real,
+            'fake_logit': fake,
+            'discriminator_grad_norm': optax.global_norm(grads),
+        }
+        variables = variables | {'params': params, 'spectral_stats': spectral_stats}
+        return (variables, opt_state, batch_stats, generator_weights), metrics
+
+    # ---- One step: discriminator_steps updates of D, then one of G. ----------------------------
+    def step(state, batch):
+        images, labels = batch  # [D, b, H, W, 3], [D, b]
+        # The generator's parameters change once a step, so they are normalised once, and the
+        # gradient with respect to its weights is pulled back through that normalisation below.
+        generator_weights, pull_back, generator_spectral_stats = jax.vjp(
+            lambda params: normalise(params, state.generator['spectral_stats']),
+            state.generator['params'],
+            has_aux=True,
+        )
+
+        updates = state.step * config.discriminator_steps + jnp.arange(config.discriminator_steps)
+        (d_variables, d_opt, batch_stats, _), d_metrics = scan(
+            update_discriminator,
+            (
+                state.discriminator,
+                state.discriminator_opt,
+                state.generator['batch_stats'],
+                generator_weights,
+            ),
+            (updates, images, labels),
+        )
+
+        d_weights, _ = normalise(d_variables['params'], d_variables['spectral_stats'])
+        z, fake_labels = noise(Stream.GENERATOR_NOISE, state.step)
+
+        def loss_fn(weights):
+            fakes, new_batch_stats = generate(weights, batch_stats, z, fake_labels)
+            return loss.generator(discriminate(d_weights, fakes, fake_labels)), new_batch_stats
+
+        (value, batch_stats), weight_grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            generator_weights
+        )
+        value, weight_grads = lax.pmean((value, weight_grads), AXIS)
+        (grads,) = pull_back(weight_grads)
+        params, g_opt = _apply_updates(
+            generator_optimizer, grads, state.generator_opt, state.generator['params']
+        )
+
+        decay = jnp.where(state.step < config.ema.start_step, 0.0, config.ema.decay)
+        new_state = TrainState(
+            step=state.step + 1,
+            generator={
+                'params': params,
+                'batch_stats': batch_stats,
+                'spectral_stats': generator_spectral_stats,
+            },
+            discriminator=d_variables,
+            generator_opt=g_opt,
+            discriminator_opt=d_opt,
+            ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+        )
+        metrics = jax.tree.map(jnp.mean, d_metrics) | {
+            'generator_loss': value,
+            'generator_grad_norm': optax.global_norm(grads),
+            'generator_sigma': spectral_norm.largest_sigma(generator_spectral_stats),
+            'discriminator_sigma': spectral_norm.largest_sigma(d_variables['spectral_stats']),
+            **_gammas('generator', params),
+            **_gammas('discriminator', d_variables['params']),
+        }
+        return new_state, metrics
+
+    # ---- One call: steps_per_call steps, replicated. -------------------------------------------
+    run = jax.pmap(
+        lambda state, batch: scan(step, state, batch),
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        devices=devices,
+        donate_argnums=0,
+    )
+    leading = (config.steps_per_call, config.discriminator_steps, len(devices), local_batch)
+
+    def train_step(state, images, labels):
+        def shard(array):  # [S·D·B, …] → [devices, S, D, b, …]
+            return np.moveaxis(array.reshape(*leading, *array.shape[1:]), 2, 0)
+
+        return run(state, (shard(images), shard(labels)))
+
+    return train_step
+
+
+def _optimizers(config) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Adam for G and for D, each with its own learning rate (TTUR: SAGAN, section 4.2)."""
+    opt = config.optimizer
+    return tuple(
+        optax.adam(rate, opt.b1, opt.b2, opt.epsilon)
+        for rate in (opt.generator_lr, opt.discriminator_lr)
+    )
+
+
+def _apply_updates(optimizer, grads, opt_state, params):
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def _gammas(network: str, params) -> Metrics:
+    """`{'generator_gamma32': …}`: how far each attention block has opened."""
+    return {
+        f'{network}_gamma{path[0].removeprefix("attention")}': value
+        for path, value in traverse_util.flatten_dict(params).items()
+        if path[-1] == 'gamma'
+    }
+
+
+def _unrolled_scan(function, carry, batches):
+    """`lax.scan` without a loop in the compiled program."""
+    outputs = []
+    for i in range(jax.tree.leaves(batches)[0].shape[0]):
+        carry, output = function(carry, jax.tree.map(lambda leaf, i=i: leaf[i], batches))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
