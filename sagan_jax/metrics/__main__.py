@@ -1,0 +1,175 @@
+"""Scores two folders of pictures against each other: `python -m sagan_jax.metrics REAL FAKE`."""
+
+import argparse
+import importlib.metadata
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from sagan_jax.errors import UserError
+from sagan_jax.files import atomic_path
+from sagan_jax.metrics import inception, manifold, pictures, scores
+from sagan_jax.metrics.features import Collected, collect, on_local_devices
+
+PAIRS = 10_000  # pictures of each folder, at most, for the scores over pairs of samples
+PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status, 2 after a mistake of the user's."""
+    options = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f'Warning: {message}.', file=sys.stderr)
+        try:
+            rows = _score(options)
+            for row in rows:
+                print(json.dumps(row))
+            if options.json:
+                _write(rows, options.json)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m sagan_jax.metrics',
+        description='Scores a folder of generated pictures against a folder of real ones with the '
+        'Inception network of 2015-12-05: FID, Inception Score, KID, precision and recall, density '
+        f'and coverage, the last five over at most {PAIRS} pictures of each folder. Folders are '
+        'read with all folders below them; all pictures must be of one size. Prints one line of '
+        'JSON per score.',
+    )
+    parser.add_argument('real', metavar='REAL', help='folder of real pictures')
+    parser.add_argument('fake', metavar='FAKE', help='folder of generated pictures')
+    parser.add_argument(
+        '--weights',
+        metavar='PATH',
+        help='inception-2015-12-05.tgz or the classify_image_graph_def.pb inside it; by default '
+        'what the environment variable SAGAN_JAX_INCEPTION names, else it is downloaded once',
+    )
+    parser.add_argument('--batch_size', type=_at_least(1), default=64, help='default: %(default)s')
+    parser.add_argument(
+        '--splits',
+        type=_at_least(1),
+        default=10,
+        help='of the Inception Score, default: %(default)s',
+    )
+    parser.add_argument(
+        '--max_images', type=_at_least(1), help='use no more pictures of each folder, random ones'
+    )
+    parser.add_argument(
+        '--seed',
+        type=_at_least(0),
+        default=0,
+        help='of the order of the pictures, default: %(default)s',
+    )
+    parser.add_argument('--json', metavar='FILE', help='write the lines into this file as well')
+    return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text} is not a whole number of at least {least}')
+        return int(text)
+
+    return number
+
+
+def _score(options: argparse.Namespace) -> list[dict]:
+    # ---- the pictures, before anything that takes long ----
+    folders = {'real': options.real, 'fake': options.fake}
+    paths = {
+        side: pictures.find(folder, options.seed)[: options.max_images]
+        for side, folder in folders.items()
+    }
+    least = max(options.splits, DENSITY_NEIGHBOURS + 1)
+    for side, folder in folders.items():
+        if len(paths[side]) < least:
+            raise UserError(
+                f'The folder {folder} gives {len(paths[side])} pictures but the scores need at '
+                f'least {least} ({options.splits} splits of the Inception Score, '
+                f'{DENSITY_NEIGHBOURS} neighbours of each picture): add pictures or lower --splits.'
+            )
+
+    # ---- features ----
+    variables, sha256 = inception.load_variables(options.weights)
+    stream = on_local_devices(inception.apply, variables, options.batch_size)
+    like = paths['real'][0]
+
+    def gather(side: str) -> Collected:
+        count = len(paths[side])
+        features = stream(pictures.batches(paths[side], options.batch_size, like))
+        features = _with_progress(features, side, count)
+        return collect(features, '2048', 'logits_unbiased', count, options.splits, PAIRS)
+
+    real, fake = gather('real'), gather('fake')
+
+    # ---- scores, each with its protocol ----
+    height, width, _ = pictures.read(like).shape
+    protocol = {
+        **folders,
+        'image_size': [height, width],
+        'rounding': 'uint8',
+        'resize': inception.RESIZE,
+        'features': inception.NAME,
+        'weights_sha256': sha256,
+        'seed': options.seed,
+        'versions': {
+            name: importlib.metadata.version(name)
+            for name in ('jax', 'flax', 'numpy', 'scipy', 'pillow')
+        },
+    }
+
+    def row(score: str, value: float, num_real: int, num_fake: int, **details) -> dict:
+        name = scores.score_name(score, num_fake)
+        counts = {'num_real': num_real, 'num_fake': num_fake}
+        return {'name': name, 'value': value, **details, **counts, **protocol}
+
+    counts = real.moments.count, fake.moments.count
+    pairs = len(real.features), len(fake.features)
+    subset = min(KID_SUBSET_SIZE, *pairs)
+    fid = scores.frechet_distance(real.moments, fake.moments)
+    inception_score, deviation = scores.score_of_splits(fake.splits)
+    kid, kid_deviation = scores.kid(real.features, fake.features, KID_SUBSETS, subset, options.seed)
+    precision, recall = manifold.precision_recall(
+        real.features, fake.features, PRECISION_NEIGHBOURS
+    )
+    density, coverage = manifold.density_coverage(real.features, fake.features, DENSITY_NEIGHBOURS)
+    return [
+        row('fid', fid, *counts),
+        row('is', inception_score, *counts, std=deviation, splits=options.splits),
+        row('kid', kid, *pairs, std=kid_deviation, subsets=KID_SUBSETS, subset_size=subset),
+        row('precision', precision, *pairs, k=PRECISION_NEIGHBOURS),
+        row('recall', recall, *pairs, k=PRECISION_NEIGHBOURS),
+        row('density', density, *pairs, k=DENSITY_NEIGHBOURS),
+        row('coverage', coverage, *pairs, k=DENSITY_NEIGHBOURS),
+    ]
+
+
+def _with_progress(
+    features: Iterable[dict[str, np.ndarray]], side: str, count: int
+) -> Iterator[dict[str, np.ndarray]]:
+    with tqdm(desc=side, total=count, unit='img') as progress:
+        for batch in features:
+            yield batch
+            progress.update(len(batch['2048']))
+
+
+def _write(rows: list[dict], path: str) -> None:
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + '\n')
+    except OSError as error:
+        raise UserError(f'Cannot write {path} ({error}): name another file in --json.') from error
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Scores from features: FID and its relatives, the Inception Score and KID.
+
+Everything here is float64 on the host. FID and the Inception Score stream: `Moments` and
+`SplitSums` hold sums whose size does not depend on the number of samples.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from scipy.special import log_softmax, xlogy
+
+from sagan_jax.errors import UserError
+
+
+class Moments(NamedTuple):
+    """Mean and spread of the samples seen so far, in float64."""
+
+    count: int
+    mean: np.ndarray  # [d]
+    scatter: np.ndarray  # [d, d] sum over samples of (x − mean)(x − mean)ᵀ
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """[d, d], with the denominator count − 1."""
+        return self.scatter / (self.count - 1)
+
+
+def moments(features: np.ndarray) -> Moments:
+    """Moments of features [n, d], n ≥ 1. Raises UserError if a value is not finite."""
+    features = _finite(features)
+    mean = features.mean(0)
+    centred = features - mean
+    return Moments(len(features), mean, centred.T @ centred)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of both sets of samples together (Chan, Golub & LeVeque, 1979)."""
+    count = a.count + b.count
+    step = b.mean - a.mean
+    scatter = a.scatter + b.scatter
+    scatter += np.outer(step, step * (a.count * b.count / count))
+    return Moments(count, a.mean + step * (b.count / count), scatter)
+
+
+def fid(real: np.ndarray, fake: np.ndarray) -> float:
+    """Fréchet Inception Distance (Heusel et al., 2017) of features [N, d] and [M, d].
+
+    Warns when either side has no more samples than features: its covariance is then singular and
+    the value, though well defined, far too dependent on the count. Raises UserError for fewer than
+    two samples or values that are not finite.
+    """
+    real, fake = feature_pair('FID', real, fake, least=2)
+    _warn_of_few(len(real), len(fake), real.shape[1])
+    return _frechet(_gaussian(real), _gaussian(fake))
+
+
+def frechet_distance(real: Moments, fake: Moments) -> float:
+    """FID from moments: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½).
+
+    Warns and raises as `fid`.
+    """
+    if min(real.count, fake.count) < 2:
+        raise UserError(_too_few('FID', 2, real.count, fake.count))
+    _warn_of_few(real.count, fake.count, len(real.mean))
+    return _frechet(_gaussian(real), _gaussian(fake))
+
+
+class _Gaussian(NamedTuple):
+    mean: np.ndarray  # [d]
+    root: np.ndarray  # [r, d] with rootᵀ root = Σ, r at most the rank
+
+
+def _gaussian(source: Moments | np.ndarray) -> _Gaussian:
+    if not isinstance(source, Moments):
+        if len(source) <= source.shape[1]:  # the samples themselves are a small, exact root
+            mean = source.mean(0)
+            return _Gaussian(mean, (source - mean) / np.sqrt(len(source) - 1))
+        source = moments(source)
+    # Cholesky with pivots: Σ may be singular, and this ends where only rounding is left of it.
+    upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(source.covariance)
+    root = np.empty((rank, len(upper)))
+    root[:, pivots - 1] = np.triu(upper)[:rank]
+    return _Gaussian(source.mean, root)
+
+
+def _frechet(real: _Gaussian, fake: _Gaussian) -> float:
+    # tr (Σ₁Σ₂)^½ is the sum of the square roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½. For any roots
+    # AᵀA = Σ these are the eigenvalues of (A₁A₂ᵀ)(A₁A₂ᵀ)ᵀ: symmetric, so never complex, and no
+    # larger than the smaller rank.
+    a, b = sorted((real.root, fake.root), key=len)
+    product = a @ b.T
+    shared = np.sqrt(np.linalg.eigvalsh(product @ product.T).clip(0)).sum()
+    spread = np.square(a).sum() + np.square(b).sum() - 2 * shared
+    return max(0.0, float(np.square(real.mean - fake.mean).sum() + spread))
+
+
+def intra_fid(
+    real: np.ndarray, real_labels: np.ndarray, fake: np.ndarray, fake_labels: np.ndarray
+) -> tuple[float, dict[int, float]]:
+    """FID within each class, and their mean (Miyato & Koyama, 2018).
+
+    Features [N, d] and [M, d], labels [N] and [M]. Returns (mean, {class: FID}). Warns, once, when
+    a class has no more samples than features. Raises UserError when a class is on one side alone or
+    has fewer than two samples.
+    """
+    real, fake = feature_pair('Intra FID', real, fake, least=2)
+    classes = np.union1d(real_labels, fake_labels)
+    counts = {int(c): (np.sum(real_labels == c), np.sum(fake_labels == c)) for c in classes}
+    for c, (n, m) in counts.items():
+        if min(n, m) < 2:
+            raise UserError(f'Class {c}: ' + _too_few('intra FID', 2, n, m))
+    _warn_of_few(
+        min(n for n, _ in counts.values()), min(m for _, m in counts.values()), real.shape[1]
+    )
+    per_class = {
+        c: _frechet(_gaussian(real[real_labels == c]), _gaussian(fake[fake_labels == c]))
+        for c in counts
+    }
+    return float(np.mean(list(per_class.values()))), per_class
+
+
+def fid_infinity(real: Moments | np.ndarray, fake: np.ndarray, seed: int = 0) -> float:
+    """FID extrapolated to infinitely many fakes (Chong & Forsyth, 2020).
+
+    FID at 15 counts from a tenth to all of the fakes [M, d], each over a random subset of its own,
+    is fitted by a line in 1 / count; the value is its intercept. The real side, features [N, d] or
+    their moments, stays whole. Warns as `fid`. Raises UserError for fewer than 30 samples or values
+    that are not finite.
+    """
+    points = 15
+    if not isinstance(real, Moments):
+        real = moments(real)
+    fake = _finite(fake)
+    if min(real.count, len(fake)) < 2 * points:
+        raise UserError(_too_few('FID∞', 2 * points, real.count, len(fake)))
+    counts = np.linspace(len(fake) // 10, len(fake), points).astype(int)
+    _warn_of_few(real.count, counts[0], fake.shape[1])
+    gaussian, rng = _gaussian(real), np.random.default_rng(seed)
+    values = [
+        _frechet(gaussian, _gaussian(fake[rng.choice(len(fake), n, replace=False)])) for n in counts
+    ]
+    return float(np.polynomial.Polynomial.fit(1 / counts, values, 1)(0))
+
+
+def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:
+    """Inception Score (Salimans et al., 2016): mean and standard deviation over the splits.
+
+    `logits` [N, classes] are those without the bias of the softmax layer; the softmax is taken
+    here. The splits are consecutive, so the samples should come in random order and not class by
+    class. Raises UserError when there are fewer samples than splits.
+    """
+    return score_of_splits(add_logits(split_sums(len(logits), splits), logits))
+
+
+class SplitSums(NamedTuple):
+    """What the Inception Score needs of `total` samples, cut in order into `splits` parts."""
+
+    total: int
+    seen: int
+    probabilities: np.ndarray  # [splits, classes] sums of p(y|x)
+    negentropy: np.ndarray  # [splits] sums of Σ_y p(y|x) log p(y|x)
+
+
+def split_sums(total: int, splits: int) -> SplitSums:
+    """Sums of no samples yet, out of `total`. Raises UserError if some split would stay empty."""
+    if not 1 <= splits <= total:
+        raise UserError(
+            f'The Inception Score over {splits} splits needs at least one sample in each, got '
+            f'{total}: take more samples or between 1 and {total} splits.'
+        )
+    return SplitSums(total, 0, np.zeros((splits, 1)), np.zeros(splits))
+
+
+def add_logits(sums: SplitSums, logits: np.ndarray) -> SplitSums:
+    """Adds the samples that come next in order, logits [n, classes]."""
+    samples = np.arange(sums.seen, sums.seen + len(logits))
+    bounds = _split_bounds(sums)[:, None]
+    member = ((bounds[:-1] <= samples) & (samples < bounds[1:])).astype(np.float64)  # [splits, n]
+    log_p = log_softmax(_finite(logits), axis=1)
+    p = np.exp(log_p)
+    return sums._replace(
+        seen=sums.seen + len(logits),
+        probabilities=sums.probabilities + member @ p,
+        negentropy=sums.negentropy + member @ (p * log_p).sum(1),
+    )
+
+
+def score_of_splits(sums: SplitSums) -> tuple[float, float]:
+    """Inception Score of sums that are complete; raises ValueError if they are not."""
+    if sums.seen != sums.total:
+        raise ValueError(f'sums of {sums.seen} samples, expected {sums.total}')
+    counts = np.diff(_split_bounds(sums))
+    p = sums.probabilities / counts[:, None]
+    scores = np.exp(sums.negentropy / counts - xlogy(p, p).sum(1))
+    return float(scores.mean()), float(scores.std())
+
+
+def _split_bounds(sums: SplitSums) -> np.ndarray:
+    splits = len(sums.negentropy)
+    return np.arange(splits + 1) * sums.total // splits
+
+
+def kid(
+    real: np.ndarray, fake: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Kernel Inception Distance (Bińkowski et al., 2018): mean and deviation over random subsets.
+
+    The unbiased estimate of the squared maximum mean discrepancy with the kernel (x·y / d + 1)³,
+    over `subset_size` rows of each of the features [N, d] and [M, d], drawn without replacement.
+    Raises UserError when either side has fewer rows than that.
+    """
+    real, fake = feature_pair('KID', real, fake, least=max(2, subset_size))
+    rng = np.random.default_rng(seed)
+    values = [
+        _squared_discrepancy(
+            real[rng.choice(len(real), subset_size, replace=False)],
+            fake[rng.choice(len(fake), subset_size, replace=False)],
+        )
+        for _ in range(subsets)
+    ]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
+    def kernel(products):
+        return (products / x.shape[1] + 1) ** 3
+
+    def total(a, b, rows=1024):  # in blocks, so that memory does not grow with the product
+        return sum(kernel(a[i : i + rows] @ b.T).sum() for i in range(0, len(a), rows))
+
+    n = len(x)
+    within = sum(total(a, a) - kernel(np.square(a).sum(1)).sum() for a in (x, y))
+    return within / (n * (n - 1)) - 2 * total(x, y) / n**2
+
+
+def score_name(score: str, count: int) -> str:
+    """The name of a score with its number of fakes: 'fid' and 50000 give 'fid50k'."""
+    return f'{score}{count // 1000}k' if count % 1000 == 0 else f'{score}{count}'
+
+
+def feature_pair(
+    score: str, real: np.ndarray, fake: np.ndarray, least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise UserError(
+            f'{score} compares features [N, d] and [M, d], not {list(real.shape)} and '
+            f'{list(fake.shape)}: take both from the same layer of the same network.'
+        )
+    if min(len(real), len(fake)) < least:
+        raise UserError(_too_few(score, least, len(real), len(fake)))
+    return _finite(real), _finite(fake)
+
+
+def _too_few(score: str, least: int, real: int, fake: int) -> str:
+    return (
+        f'{score} needs at least {least} samples on either side, got {real} real and {fake} fake: '
+        'take more.'
+    )
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(
+            'The features hold values that are not finite, so there is nothing to score: look for '
+            'the image or the generator that they come from.'
+        )
+    return values
+
+
+def _warn_of_few(real: int, fake: int, features: int) -> None:
+    if min(real, fake) <= features:
+        warnings.warn(
+            f'FID from {real} real and {fake} fake samples of {features} features: at or below '
+            f'{features} samples a covariance is singular and the value depends above all on the '
+            'counts, so compare it only with others of the same counts',
+            stacklevel=3,
+        )

@@ -1,0 +1,175 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sagan_jax import metrics
+from sagan_jax.metrics.__main__ import main
+
+NAMES = ['fid12', 'is12', 'kid12', 'precision12', 'recall12', 'density12', 'coverage12']
+
+
+def images(n, seed, size=32):
+    """Smooth noise, so that the features differ."""
+    r = np.random.default_rng(seed)
+    return r.integers(0, 256, (n, size // 8, size // 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+
+
+def save(folder, pictures):
+    for i, picture in enumerate(pictures):
+        path = folder / f'class{i % 2}' / f'{i:03}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """11 real pictures and 12 fake ones."""
+    real, fake = tmp_path / 'real', tmp_path / 'fake'
+    save(real, images(11, seed=0))
+    save(fake, images(12, seed=1) // 2)
+    return real, fake
+
+
+def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_path, capsys):
+    real, fake = map(str, folders)
+    lines = tmp_path / 'scores.json'
+    options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '1']
+    assert main([real, fake, *options, '--json', str(lines)]) == 0
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert json.loads(lines.read_text()) == rows
+    assert [row['name'] for row in rows] == NAMES
+    assert '12/12' in err  # the progress
+    assert 'img/s' in err
+    assert 'Warning: FID from 11 real and 12 fake samples of 2048 features' in err
+
+    # No order of the pictures enters these scores.
+    features = metrics.inception.load(seeded_graph, batch_size=8)
+    x, y = features(images(11, seed=0)), features(images(12, seed=1) // 2)
+    a, b = x['2048'], y['2048']
+    with pytest.warns(UserWarning, match='11 real'):
+        fid = metrics.fid(a, b)
+    expected = [
+        fid,
+        metrics.inception_score(y['logits_unbiased'], 1)[0],
+        *metrics.precision_recall(a, b, 3),
+        *metrics.density_coverage(a, b, 5),
+    ]
+    values = [row['value'] for row in rows if row['name'] != 'kid12']
+    assert values == pytest.approx(expected, rel=1e-4)
+    assert rows[2]['subset_size'] == 11
+    assert rows[2]['value'] == pytest.approx(metrics.kid(a, b, 100, 11)[0], abs=rows[2]['std'])
+
+    _, sha256 = metrics.inception.load_variables(seeded_graph)
+    for row in rows:
+        assert (row['num_real'], row['num_fake']) == (11, 12)
+        assert row['weights_sha256'] == sha256
+        assert row['features'] == 'inception-2015-12-05'
+        assert row['resize'] == 'tf1-bilinear-299'
+        assert row['image_size'] == [32, 32]
+        assert (row['real'], row['fake']) == (real, fake)
+        assert {'jax', 'numpy', 'scipy'} <= set(row['versions'])
+
+
+def without_pictures(real, fake):
+    for path in fake.rglob('*.png'):
+        path.unlink()
+    return 'holds no pictures'
+
+
+def with_few_pictures(real, fake):
+    for path in sorted(real.rglob('*.png'))[5:]:
+        path.unlink()
+    return f'{real} gives 5 pictures'
+
+
+def with_a_corrupt_picture(real, fake):
+    path = fake / 'class0' / '000.png'
+    path.write_bytes(path.read_bytes()[:60])
+    return str(path)
+
+
+def with_a_larger_picture(real, fake):
+    save(fake / 'more', images(1, seed=2, size=64))
+    return '64×64'
+
+
+def with_larger_fakes(real, fake):
+    save(fake, images(12, seed=2, size=64))
+    return '64×64'
+
+
+def with_no_folder(real, fake):
+    real.rename(real.with_name('moved'))
+    return f'There is no folder {real}'
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        without_pictures,
+        with_few_pictures,
+        with_a_corrupt_picture,
+        with_a_larger_picture,
+        with_larger_fakes,
+        with_no_folder,
+    ],
+)
+def test_a_mistake_ends_with_one_sentence(folders, seeded_graph, capsys, spoil):
+    problem = spoil(*folders)
+    options = ['--weights', str(seeded_graph), '--splits', '2', '--batch_size', '8']
+    assert main([*map(str, folders), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ''
+    sentence = err.splitlines()[-1]
+    assert problem in sentence
+    assert sentence.endswith('.')
+
+
+def test_a_mistake_ends_the_program_without_a_traceback(folders, tmp_path):
+    real, fake = folders
+    command = [
+        sys.executable,
+        '-m',
+        'sagan_jax.metrics',
+        real,
+        fake,
+        '--weights',
+        tmp_path / 'x.pb',
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stdout == ''
+    assert ended.stderr.splitlines() == [
+        f'There is no file of Inception weights at {tmp_path}/x.pb: give the path of '
+        'inception-2015-12-05.tgz or of the classify_image_graph_def.pb inside it.'
+    ]
+
+
+def test_no_more_pictures_than_asked_for_are_used(folders, seeded_graph, capsys):
+    options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '2']
+    assert main([*map(str, folders), *options, '--max_images', '6']) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row['num_real'], row['num_fake']) for row in rows] == [(6, 6)] * 7
+    assert rows[0]['name'] == 'fid6'
+
+
+def test_scores_that_cannot_be_written_are_printed_all_the_same(folders, seeded_graph, capsys):
+    real, fake = map(str, folders)
+    target = f'{real}/class0/000.png/scores.json'  # below a file
+    options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '1']
+    assert main([real, fake, *options, '--json', target]) == 2
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 7
+    assert err.splitlines()[-1].startswith(f'Cannot write {target} (')
+
+
+@pytest.mark.parametrize('option', [['--splits', '0'], ['--seed', '-1'], ['--batch_size', 'x']])
+def test_numbers_out_of_range_end_with_status_2(option, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(['real', 'fake', *option])
+    assert f'{option[1]} is not a whole number of at least' in capsys.readouterr().err

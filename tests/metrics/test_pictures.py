@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from sagan_jax.errors import UserError
+from sagan_jax.metrics import pictures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven pictures, some further down, whose first pixel is their number; and other files."""
+    for i in range(7):
+        path = tmp_path / ('sub' if i % 2 else '.') / f'{i}.{"PNG" if i < 4 else "bmp"}'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 6, 3), i, np.uint8)).save(path)
+    (tmp_path / 'notes.txt').write_text('no picture')
+    (tmp_path / 'folder.png').mkdir()
+    return tmp_path
+
+
+def numbers(paths):
+    return [int(path.stem) for path in paths]
+
+
+def test_all_pictures_are_found_in_an_order_of_the_seed(folder):
+    found = numbers(pictures.find(folder, seed=0))
+    assert sorted(found) == list(range(7))
+    assert found == numbers(pictures.find(folder, seed=0))
+    assert len({tuple(numbers(pictures.find(folder, seed))) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 7, 50])
+def test_batches_hold_every_picture_in_order(folder, batch_size):
+    paths = pictures.find(folder, seed=0)
+    batches = list(pictures.batches(paths, batch_size, like=paths[0]))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    images = np.concatenate(batches)
+    assert images.shape == (7, 4, 6, 3)
+    assert images.dtype == np.uint8
+    assert images[:, 0, 0, 0].tolist() == numbers(paths)
+
+
+def test_pictures_are_not_read_far_ahead(folder, monkeypatch):
+    read, taken = pictures.read, []
+    monkeypatch.setattr(pictures, 'read', lambda path: taken.append(path) or read(path))
+    paths = pictures.find(folder, seed=0) * 10
+    batches = pictures.batches(paths, batch_size=2, like=paths[0])
+    next(batches)
+    assert len(taken) <= 1 + 3 * 2
+    batches.close()
+
+
+@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'LA', '1'])
+def test_other_kinds_of_pictures_become_rgb(tmp_path, mode):
+    path = tmp_path / 'x.png'
+    Image.new(mode, (6, 4)).save(path)
+    assert pictures.read(path).shape == (4, 6, 3)
+
+
+def test_a_missing_or_empty_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=f'There is no folder {tmp_path}/x: give two folders'):
+        pictures.find(tmp_path / 'x', seed=0)
+    (tmp_path / 'notes.txt').touch()
+    with pytest.raises(UserError, match=f'folder {tmp_path} holds no pictures: it should hold'):
+        pictures.find(tmp_path, seed=0)
+
+
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'gif', 'bmp', 'webp', 'tiff'])
+def test_a_picture_cut_short_is_named(tmp_path, suffix):
+    path = tmp_path / f'x.{suffix}'
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    for length in (0, 10, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError) as error:
+            pictures.read(path)
+        assert str(error.value).startswith(f'Cannot read the picture {path} (')
+        assert '\n' not in str(error.value)
+
+
+def test_a_picture_of_another_size_is_named(folder):
+    odd = folder / 'odd.png'
+    Image.new('RGB', (8, 4)).save(odd)
+    like = folder / '0.PNG'
+    with pytest.raises(UserError, match=f'{odd} is 8×4 pixels but {like} is 6×4: bring all'):
+        list(pictures.batches([like, odd], 2, like))
