@@ -30,7 +30,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'num
 
 
 def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
-    """Orbax's manager of `workdir/checkpoints`: saves asynchronously, each step whole or not at all.
+    """Orbax's manager of `workdir/checkpoints`: asynchronous, each step whole or not there.
 
     Args:
       workdir: the run's folder.

@@ -176,7 +176,7 @@ def create_train_step(
             'discriminator_loss': value,
             'real_logit': real,
             'fake_logit': fake,
-            'discriminator_grad_norm': optax.global_norm(grads),
+            'discriminator_grad_norm': optax.tree.norm(grads),
         }
         variables = variables | {'params': params, 'spectral_stats': spectral_stats}
         return (variables, opt_state, batch_stats, generator_weights), metrics
@@ -235,7 +235,7 @@ def create_train_step(
         )
         metrics = jax.tree.map(jnp.mean, d_metrics) | {
             'generator_loss': value,
-            'generator_grad_norm': optax.global_norm(grads),
+            'generator_grad_norm': optax.tree.norm(grads),
             'generator_sigma': spectral_norm.largest_sigma(generator_spectral_stats),
             'discriminator_sigma': spectral_norm.largest_sigma(d_variables['spectral_stats']),
             **_gammas('generator', params),

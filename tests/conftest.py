@@ -8,4 +8,6 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'sagan_jax_test_cache')
 )
+# Tiny programs, many of them: compiling well would cost more than running them badly.
+os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '1'

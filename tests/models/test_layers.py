@@ -1,0 +1,110 @@
+"""Resampling and batch norm against numpy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sagan_jax.models import layers
+
+RNG = np.random.default_rng(0)
+
+
+def test_resampling():
+    x = RNG.normal(size=(2, 4, 6, 3)).astype(np.float32)
+    up = np.asarray(layers.upsample(x))
+    assert up.shape == (2, 8, 12, 3)
+    for i, j in np.ndindex(8, 12):
+        np.testing.assert_array_equal(up[:, i, j], x[:, i // 2, j // 2])
+    mean, maximum = np.asarray(layers.average_pool(x)), np.asarray(layers.max_pool(x))
+    for i, j in np.ndindex(2, 3):
+        window = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_allclose(mean[:, i, j], window.mean((1, 2)), rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(maximum[:, i, j], window.max((1, 2)))
+
+
+def batch_norm(num_classes=0, axis_name=None, dtype='float32'):
+    return layers.BatchNorm(
+        num_classes=num_classes,
+        decay=0.9,
+        epsilon=1e-5,
+        axis_name=axis_name,
+        dtype=jnp.dtype(dtype),
+    )
+
+
+def numpy_batch_norm(x, scale, bias, mean, var):
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+@pytest.mark.parametrize('num_classes', [0, 5])
+def test_batch_norm(num_classes):
+    x = (RNG.normal(size=(8, 4, 4, 3)) * 2 + 3).astype(np.float32)
+    labels = RNG.integers(0, 5, 8)
+    module = batch_norm(num_classes)
+    variables = module.init(jax.random.key(0), x, labels, train=False)
+    shape = (5, 3) if num_classes else (3,)
+    assert variables['params']['scale'].shape == variables['params']['bias'].shape == shape
+    assert (variables['params']['scale'] == 1).all()
+    assert (variables['params']['bias'] == 0).all()
+
+    scale, bias = RNG.normal(size=(2, *shape)).astype(np.float32)
+    rows = (scale[labels, None, None], bias[labels, None, None]) if num_classes else (scale, bias)
+    variables['params'] = {'scale': scale, 'bias': bias}
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+
+    y, updated = module.apply(variables, x, labels, train=True, mutable=['batch_stats'])
+    np.testing.assert_allclose(y, numpy_batch_norm(x, *rows, mean, var), rtol=1e-4, atol=1e-4)
+    averages = updated['batch_stats']['moments']
+    np.testing.assert_allclose(averages['mean'], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(averages['var'], 0.9 + 0.1 * var, rtol=1e-5)
+
+    variables = variables | updated
+    y = module.apply(variables, x, labels, train=False)
+    expected = numpy_batch_norm(x, *rows, 0.1 * mean, 0.9 + 0.1 * var)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_moments_over_replicas_are_those_of_the_joint_batch(devices):
+    # Very different rows on each device: their own moments would be far off.
+    x = RNG.normal(size=(8, 4, 4, 3)) + np.arange(8)[:, None, None, None] * 5
+    x, labels = x.astype(np.float32), np.zeros(8, np.int32)
+    variables = batch_norm().init(jax.random.key(0), x, labels, train=False)
+
+    def run(axis_name):
+        apply = partial(
+            batch_norm(axis_name=axis_name).apply, variables, train=True, mutable=['batch_stats']
+        )
+        y, updated = jax.pmap(apply, axis_name='batch', devices=jax.devices()[:devices])(
+            x.reshape(devices, -1, 4, 4, 3), labels.reshape(devices, -1)
+        )
+        return np.asarray(y).reshape(x.shape), updated['batch_stats']['moments']
+
+    y, averages = run('batch')
+    mean, var = x.astype(np.float64).mean((0, 1, 2)), x.astype(np.float64).var((0, 1, 2))
+    np.testing.assert_allclose(y, numpy_batch_norm(x, 1, 0, mean, var), rtol=1e-4, atol=1e-4)
+    for replica in range(devices):
+        np.testing.assert_allclose(averages['mean'][replica], 0.1 * mean, rtol=1e-5)
+        np.testing.assert_allclose(averages['var'][replica], 0.9 + 0.1 * var, rtol=1e-5)
+
+    alone, _ = run(None)
+    first = x[: 8 // devices].astype(np.float64)
+    expected = numpy_batch_norm(first, 1, 0, first.mean((0, 1, 2)), first.var((0, 1, 2)))
+    np.testing.assert_allclose(alone[: 8 // devices], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_moments_are_float32_under_bfloat16():
+    x = jnp.asarray(RNG.normal(size=(64, 8, 8, 2)) * 0.1 + 10, jnp.bfloat16)
+    labels = jnp.zeros(64, jnp.int32)
+    module = batch_norm(dtype='bfloat16')
+    variables = module.init(jax.random.key(0), x, labels, train=False)
+    y, updated = module.apply(variables, x, labels, train=True, mutable=['batch_stats'])
+    assert y.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64)
+    averages = updated['batch_stats']['moments']
+    assert averages['mean'].dtype == jnp.float32
+    np.testing.assert_allclose(averages['mean'], 0.1 * exact.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(averages['var'], 0.9 + 0.1 * exact.var((0, 1, 2)), rtol=1e-4)

@@ -1,0 +1,160 @@
+"""Sizes, shapes and purity of the networks that a configuration describes."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from sagan_jax import models, spectral_norm
+from sagan_jax.errors import UserError
+from tests import tiny
+
+
+def described(image_size, num_classes, generator_attention, discriminator_attention=None):
+    config = common.get_config()
+    config.dataset.image_size = image_size
+    config.dataset.num_classes = num_classes
+    config.model.generator_attention = generator_attention
+    config.model.discriminator_attention = discriminator_attention or generator_attention
+    return config
+
+
+# The official code's (compare_gan counts them too), then those of the other tables.
+@pytest.mark.parametrize(
+    ('image_size', 'num_classes', 'attention', 'generator_count', 'discriminator_count'),
+    [
+        (128, 1000, (32,), 42_078_852, 39_463_618),
+        (128, 1000, (64,), 42_017_412, 39_448_258),
+        (128, 1000, (), 41_996_931, 39_443_137),
+        (32, 10, (16,), 4_386_308, 1_075_586),
+        (64, 100, (32,), 12_811_396, 19_650_242),
+    ],
+)
+def test_parameter_counts(
+    image_size, num_classes, attention, generator_count, discriminator_count
+):
+    networks = models.create(described(image_size, num_classes, attention))
+    counts = [
+        models.count_parameters(jax.eval_shape(network.init, jax.random.key(0)))
+        for network in networks
+    ]
+    assert counts == [generator_count, discriminator_count]
+
+
+@pytest.mark.parametrize('image_size', [32, 64, 128, 256])
+@pytest.mark.parametrize('conditioning', ['projection', 'none'])
+def test_shapes_at_every_resolution(image_size, conditioning):
+    config = described(image_size, 7, (8, 16))
+    config.model.conditioning = conditioning
+    config.model.generator_width = config.model.discriminator_width = 4
+    generator, discriminator = models.create(config)
+
+    def both(key, z, labels):
+        g, d = generator.init(key), discriminator.init(key)
+        images, g_stats = generator.apply(g, z, labels, train=True)
+        logits, d_stats = discriminator.apply(d, images, labels, train=True)
+        return g, d, images, logits, g_stats, d_stats
+
+    g, d, images, logits, g_stats, d_stats = jax.eval_shape(
+        both, jax.random.key(0), jnp.zeros((2, config.model.z_dim)), jnp.zeros(2, jnp.int32)
+    )
+    assert images.shape == (2, image_size, image_size, 3)
+    assert logits.shape == (2,)
+    assert images.dtype == logits.dtype == jnp.float32
+    for variables, stats in ((g, g_stats), (d, d_stats)):
+        for name in ('batch_stats', 'spectral_stats'):
+            chex.assert_trees_all_equal_shapes(stats[name], variables[name])
+        assert {'attention8', 'attention16'} <= variables['params'].keys()
+    unconditional = conditioning == 'none'
+    assert ('embed' in d['params']) != unconditional
+    assert g['params']['block1']['norm1']['scale'].ndim == (1 if unconditional else 2)
+
+
+def compiled(config):
+    """Networks whose functions are compiled: op by op they would take half a minute."""
+    return [
+        models.Network(jax.jit(init), jax.jit(apply, static_argnames='train'))
+        for init, apply in models.create(config)
+    ]
+
+
+@pytest.fixture(scope='module')
+def tiny_networks():
+    return compiled(tiny.config())
+
+
+def test_application_is_pure_and_evaluation_changes_nothing(tiny_networks):
+    generator, discriminator = tiny_networks
+    variables = generator.init(jax.random.key(0))
+    before = jax.tree.map(np.array, variables)
+    z, labels = jax.random.normal(jax.random.key(1), (4, 8)), jnp.array([0, 1, 2, 0])
+
+    images, stats = generator.apply(variables, z, labels, train=False)
+    chex.assert_trees_all_equal(variables, before)
+    chex.assert_trees_all_equal(stats, {k: v for k, v in before.items() if k != 'params'})
+    assert np.abs(images).max() <= 1
+
+    _, stats = generator.apply(variables, z, labels, train=True)
+    chex.assert_trees_all_equal(variables, before)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), stats['spectral_stats'],
+                         before['spectral_stats'])
+    assert all(jax.tree.leaves(moved))
+
+    d_variables = discriminator.init(jax.random.key(0))
+    logits, _ = discriminator.apply(d_variables, images, labels, train=False)
+    other, _ = discriminator.apply(d_variables, images, (labels + 1) % 3, train=False)
+    assert not np.allclose(logits, other)  # the projection sees the label
+
+
+def test_weights_without_spectral_statistics_are_taken_as_they_are(tiny_networks):
+    generator, _ = tiny_networks
+    variables = generator.init(jax.random.key(0))
+    z, labels = jax.random.normal(jax.random.key(1), (4, 8)), jnp.zeros(4, jnp.int32)
+    expected, _ = generator.apply(variables, z, labels, train=True)
+    weights, _ = spectral_norm.normalise(variables['params'], variables['spectral_stats'])
+    images, stats = generator.apply(
+        {'params': weights, 'batch_stats': variables['batch_stats']}, z, labels, train=True
+    )
+    np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-5)
+    assert stats.keys() == {'batch_stats'}
+
+
+@pytest.mark.parametrize('network', ['generator', 'discriminator'])
+def test_spectral_norm_is_switched_for_each_network(network):
+    config = tiny.config(**{f'spectral_norm__{network}': False})
+    variables = [
+        jax.eval_shape(n.init, jax.random.key(0)) for n in models.create(config)
+    ]
+    empty = [v['spectral_stats'] == {} for v in variables]
+    assert empty == [network == 'generator', network == 'discriminator']
+
+
+def test_bfloat16_keeps_parameters_and_outputs_float32(tiny_networks):
+    inputs = jax.random.normal(jax.random.key(1), (4, 8)), jnp.array([0, 1, 2, 0])
+    images = {}
+    for dtype in ('float32', 'bfloat16'):
+        generator, discriminator = compiled(tiny.config(dtype=dtype))
+        g, d = generator.init(jax.random.key(0)), discriminator.init(jax.random.key(1))
+        images[dtype], stats = generator.apply(g, *inputs, train=True)
+        logits, _ = discriminator.apply(d, images[dtype], inputs[1], train=True)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((g, d, stats, logits)))
+    difference = np.abs(images['float32'] - images['bfloat16'])
+    assert 0 < difference.mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'sentence'),
+    [
+        ({'model__generator_attention': (12,)}, 'generator_attention asks for 12.*8, 16, 32'),
+        ({'model__discriminator_attention': (32,)}, 'discriminator_attention asks for 32.*4, 8'),
+        ({'model__architecture': 'vgg'}, "architecture is 'vgg'.*sagan, pyramid"),
+        ({'dataset__image_size': 48}, 'no networks for dataset.image_size=48'),
+        ({'model__conditioning': 'concat'}, "conditioning is 'concat'"),
+        ({'dtype': 'float16'}, "dtype is 'float16'"),
+    ],
+)
+def test_refusals(overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        models.create(tiny.config(**overrides))

@@ -1,0 +1,45 @@
+"""Losses against closed forms in numpy, and their gradients."""
+
+import jax
+import numpy as np
+import pytest
+
+from sagan_jax import losses
+from sagan_jax.errors import UserError
+
+REAL = np.array([-2.0, 0.3, 0.9, 1.5, 60.0], np.float32)
+FAKE = np.array([-3.0, -0.9, 0.1, 2.0, 90.0], np.float32)
+
+
+def log_sigmoid(x):
+    return -np.logaddexp(0, -x.astype(np.float64))
+
+
+def test_hinge():
+    d, g = losses.get('hinge')
+    expected = np.mean([max(0, 1 - x) for x in REAL]) + np.mean([max(0, 1 + x) for x in FAKE])
+    np.testing.assert_allclose(d(REAL, FAKE), expected, rtol=1e-6)
+    np.testing.assert_allclose(g(FAKE), -np.mean(FAKE), rtol=1e-6)
+
+    real_grad, fake_grad = jax.grad(d, argnums=(0, 1))(REAL, FAKE)
+    np.testing.assert_allclose(real_grad, np.where(REAL < 1, -1 / 5, 0))
+    np.testing.assert_allclose(fake_grad, np.where(FAKE > -1, 1 / 5, 0))
+    np.testing.assert_allclose(jax.grad(g)(FAKE), np.full(5, -1 / 5), rtol=1e-6)
+
+
+def test_non_saturating():
+    d, g = losses.get('non_saturating')
+    expected = -log_sigmoid(REAL).mean() - log_sigmoid(-FAKE).mean()
+    np.testing.assert_allclose(d(REAL, FAKE), expected, rtol=1e-6)
+    np.testing.assert_allclose(g(FAKE), -log_sigmoid(FAKE).mean(), rtol=1e-6)
+
+    real_grad, fake_grad = jax.grad(d, argnums=(0, 1))(REAL, FAKE)
+    np.testing.assert_allclose(real_grad, -1 / (1 + np.exp(REAL.astype(float))) / 5, rtol=1e-5)
+    np.testing.assert_allclose(fake_grad, 1 / (1 + np.exp(-FAKE.astype(float))) / 5, rtol=1e-5)
+    expected = -1 / (1 + np.exp(FAKE.astype(float))) / 5
+    np.testing.assert_allclose(jax.grad(g)(FAKE), expected, rtol=1e-5, atol=1e-30)
+
+
+def test_unknown_loss():
+    with pytest.raises(UserError, match=r'loss is .wgan.*hinge, non_saturating'):
+        losses.get('wgan')

@@ -1,0 +1,241 @@
+"""One synchronous step: over any number of devices, and against plain rules for its parts."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sagan_jax import losses, models, spectral_norm
+from sagan_jax.streams import Stream, stream_key
+from sagan_jax.errors import UserError
+from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
+from tests import tiny
+
+
+def open_gammas(state):
+    """Attention switched on: with gamma at 0 the gradients inside it would all be 0."""
+
+    def open_gamma(path, leaf):
+        return leaf + 0.5 if path[-1].key == 'gamma' else leaf
+
+    g = state.generator | {
+        'params': jax.tree_util.tree_map_with_path(open_gamma, state.generator['params'])
+    }
+    d = state.discriminator | {
+        'params': jax.tree_util.tree_map_with_path(open_gamma, state.discriminator['params'])
+    }
+    return state._replace(generator=g, discriminator=d)
+
+
+def base(**overrides):
+    """One configuration for nearly every test here: each other one is compiled anew."""
+    return tiny.config(
+        **{'ema__decay': 0.5, 'ema__start_step': 1, 'dataset__flip': True} | overrides
+    )
+
+
+def run(config, devices, steps):
+    """The state and the metrics of each call, on the first `devices` devices."""
+    used = jax.devices()[:devices]
+    train_step = create_train_step(config, used)
+    state = replicate(open_gammas(create_state(config)), used)
+    history = []
+    for step in range(steps):
+        state, metrics = train_step(state, *tiny.batch(config, seed=step))
+        history.append(jax.tree.map(np.array, metrics))
+    return state, history
+
+
+@pytest.fixture(scope='module')
+def on_devices():
+    """Five steps of one configuration on 1, 2 and 8 devices."""
+    return {devices: run(base(), devices, 5) for devices in (1, 2, 8)}
+
+
+@pytest.fixture(scope='module')
+def first_step():
+    """The first step of the same runs: the states before (on the host) and after."""
+    before = jax.tree.map(np.array, open_gammas(create_state(base())))
+    return before, {devices: run(base(), devices, 1)[0] for devices in (1, 2, 8)}
+
+
+def gradients(state):
+    """Those of the last step: with β1 = 0 they are Adam's first moments."""
+    assert base().optimizer.b1 == 0
+    return {
+        (network, *path): np.asarray(leaf)
+        for network in ('generator', 'discriminator')
+        for path, leaf in traverse_util.flatten_dict(getattr(state, f'{network}_opt')[0].mu).items()
+    }
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_metrics_do_not_depend_on_the_number_of_devices(on_devices, devices):
+    for one, several in zip(on_devices[1][1], on_devices[devices][1], strict=True):
+        chex.assert_trees_all_close(several, one, rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_say_what_the_design_promises(on_devices):
+    first = on_devices[1][1][0]
+    assert first.keys() == {
+        'discriminator_loss', 'generator_loss', 'real_logit', 'fake_logit',
+        'discriminator_grad_norm', 'generator_grad_norm',
+        'discriminator_sigma', 'generator_sigma',
+        'discriminator_gamma16', 'generator_gamma16',
+    }  # fmt: skip
+    assert all(value.shape == (1,) and np.isfinite(value).all() for value in first.values())
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_gradients_do_not_depend_on_the_number_of_devices(first_step, devices):
+    on_one, on_several = gradients(first_step[1][1]), gradients(first_step[1][devices])
+    norms = {
+        network: np.sqrt(sum((g**2).sum() for p, g in on_one.items() if p[0] == network))
+        for network in ('generator', 'discriminator')
+    }
+    for path, one in on_one.items():
+        difference = np.linalg.norm(on_several[path] - one)
+        # A bias in front of batch norm has no gradient but rounding: 1e-6 of the whole there.
+        allowed = 1e-4 * np.linalg.norm(one) + 1e-6 * norms[path[0]]
+        assert difference <= allowed, (path, difference, np.linalg.norm(one))
+    inside = [p for p in on_one if 'attention16' in p]
+    assert len(inside) == 10
+    assert all(np.linalg.norm(on_one[path]) > 1e-3 for path in inside)
+
+
+@pytest.fixture(scope='module')
+def alone_on_devices():
+    return run(base(batch_norm__cross_replica=False), 8, 1)[0]
+
+
+def test_batch_norm_on_each_device_alone_differs(first_step, alone_on_devices):
+    path = ('generator', 'block1', 'conv1', 'kernel')
+    together, alone = gradients(first_step[1][8])[path], gradients(alone_on_devices)[path]
+    assert np.linalg.norm(alone - together) > 1e-2 * np.linalg.norm(together)
+
+
+@pytest.mark.parametrize('batch_norm', ['cross_replica', 'alone'])
+def test_replicas_agree_bit_for_bit(on_devices, alone_on_devices, batch_norm):
+    state = on_devices[8][0] if batch_norm == 'cross_replica' else alone_on_devices
+    for leaf in jax.tree.leaves(state):
+        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(replicas) == 8
+        for replica in replicas[1:]:
+            np.testing.assert_array_equal(replica, replicas[0])
+
+
+def test_two_steps_in_one_call_are_the_same_steps(on_devices):
+    config = base(steps_per_call=2)
+    batches = [tiny.batch(base(), seed=step) for step in range(2)]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    used = jax.devices()[:2]
+    state, metrics = create_train_step(config, used)(
+        replicate(open_gammas(create_state(config)), used), images, labels
+    )
+    assert int(state.step) == 2
+    for name, values in metrics.items():
+        singles = np.concatenate([history[name] for history in on_devices[2][1][:2]])
+        np.testing.assert_allclose(values, singles, rtol=1e-4, atol=1e-6)
+
+
+def test_two_discriminator_updates_a_step():
+    config = base(discriminator_steps=2)
+    before = jax.tree.map(np.array, create_state(config).discriminator)
+    used = jax.devices()[:1]
+    images, labels = tiny.batch(config)
+    state, _ = create_train_step(config, used)(
+        replicate(create_state(config), used), images, labels
+    )
+    assert int(state.discriminator_opt[0].count) == 2
+    assert int(state.generator_opt[0].count) == 1
+    _, once = spectral_norm.normalise(before['params'], before['spectral_stats'])
+    _, twice = spectral_norm.normalise(before['params'], once)  # the parameters moved little
+    last = state.discriminator['spectral_stats']['block1']['conv1']['kernel']['u']
+    to_once = np.linalg.norm(last - once['block1']['conv1']['kernel']['u'])
+    to_twice = np.linalg.norm(last - twice['block1']['conv1']['kernel']['u'])
+    assert to_twice < 0.1 * to_once
+
+
+def test_one_step_by_its_rules(first_step, on_devices):
+    """What a step does to each part of the state, from the networks and losses alone."""
+    before, after = first_step[0], single_copy(first_step[1][1])
+    config, (images, labels) = base(), tiny.batch(base())
+    _, discriminator = models.create(config)
+
+    # u of each network has advanced once.
+    for network in ('generator', 'discriminator'):
+        old, new = getattr(before, network), getattr(after, network)
+        _, once = spectral_norm.normalise(old['params'], old['spectral_stats'])
+        chex.assert_trees_all_close(new['spectral_stats'], once, rtol=1e-4, atol=1e-5)
+
+    # Real images reach the discriminator in [-1, 1], and those that the stream says, mirrored.
+    mirrored = jax.random.bernoulli(stream_key(config.seed, Stream.AUGMENTATION, 0), shape=(8,))
+    assert 0 < mirrored.sum() < 8
+    seen = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images) / 127.5 - 1
+    logits, _ = jax.jit(discriminator.apply, static_argnames='train')(
+        before.discriminator, seen.astype(np.float32), labels, train=False
+    )
+    np.testing.assert_allclose(on_devices[1][1][0]['real_logit'][0], logits.mean(), rtol=1e-4)
+
+    # Adam without momentum moves each parameter by its rate, against the gradient.
+    for network, rate in (('generator', 1e-4), ('discriminator', 4e-4)):
+        old, new = getattr(before, network)['params'], getattr(after, network)['params']
+        mu = getattr(after, f'{network}_opt')[0].mu
+        for leaves in zip(*map(jax.tree.leaves, (old, new, mu)), strict=True):
+            a, b, gradient = (np.atleast_1d(leaf) for leaf in leaves)
+            clear = np.abs(gradient) > 1e-5
+            expected = -rate * np.sign(gradient)
+            np.testing.assert_allclose((b - a)[clear], expected[clear], rtol=2e-2, atol=1e-6)
+    assert not np.array_equal(
+        after.generator['batch_stats']['norm']['moments']['mean'],
+        before.generator['batch_stats']['norm']['moments']['mean'],
+    )
+
+
+def test_generator_gradient_against_one_long_differentiation(first_step):
+    """The pulled-back gradient equals that of the whole chain, normalisation included."""
+    before, after = first_step[0], single_copy(first_step[1][1])
+    config = base()
+    generator, discriminator = models.create(config)
+    z_key, labels_key = jax.random.split(stream_key(config.seed, Stream.GENERATOR_NOISE, 0))
+    z = jax.random.normal(z_key, (8, 8))
+    labels = jax.random.randint(labels_key, (8,), 0, 3)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        images, _ = generator.apply(before.generator | {'params': params}, z, labels, train=True)
+        # The discriminator is that after its own update, u included.
+        logits, _ = discriminator.apply(after.discriminator, images, labels, train=False)
+        return losses.hinge_generator(logits)
+
+    expected = traverse_util.flatten_dict(gradient(before.generator['params']))
+    found = traverse_util.flatten_dict(after.generator_opt[0].mu)
+    scale = np.sqrt(sum((g**2).sum() for g in expected.values()))
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_average_follows_from_its_start_step(first_step):
+    first = first_step[1][1]
+    chex.assert_trees_all_equal(first.ema_params, first.generator['params'])
+    second, _ = run(base(), 1, 2)
+    expected = jax.tree.map(
+        lambda a, b: (np.asarray(a) + np.asarray(b)) / 2,
+        first.generator['params'],
+        second.generator['params'],
+    )
+    chex.assert_trees_all_close(second.ema_params, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_seeds_differ():
+    states = [create_state(base(seed=seed)) for seed in (0, 0, 1)]
+    chex.assert_trees_all_equal(states[0], states[1])
+    kernels = [s.generator['params']['dense']['kernel'] for s in states]
+    assert not np.allclose(kernels[0], kernels[2])
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match='batch_size=8 does not divide by the 3 devices'):
+        create_train_step(base(), jax.devices()[:3])
