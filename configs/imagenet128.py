@@ -24,7 +24,8 @@ ATTENTION = {'no_attention': (), 'feat8': (8,), 'feat16': (16,), 'feat32': (32,)
 def get_config(variant: str = 'feat32') -> ml_collections.ConfigDict:
     if variant not in ATTENTION:
         raise UserError(
-            f'configs/imagenet128.py has no variant {variant!r}; it has {", ".join(ATTENTION)}'
+            f'configs/imagenet128.py has no variant {variant!r}: '
+            f'choose among {", ".join(ATTENTION)}.'
         )
     config = common.get_config()
     config.num_train_steps = 1_000_000

@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
@@ -65,12 +66,12 @@ def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> Non
     if not any(entry.name.isdigit() for entry in (workdir / 'checkpoints').glob('*')):
         return
     try:
-        before = _flatten(json.loads(path.read_text())['config'])
+        before = flatten_dict(json.loads(path.read_text())['config'], sep='.')
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f'{workdir} holds checkpoints, but {path} cannot be read; choose another --workdir'
+            f'{workdir} holds checkpoints, but {path} cannot be read: choose another --workdir.'
         ) from error
-    now = _flatten(json.loads(config.to_json()))
+    now = flatten_dict(json.loads(config.to_json()), sep='.')
     different = [
         f'{key} ({before.get(key, "missing")} there, {now.get(key, "missing")} here)'
         for key in sorted(before.keys() | now.keys())
@@ -78,8 +79,8 @@ def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> Non
     ]
     if different:
         raise UserError(
-            f'the checkpoints in {workdir} belong to another configuration: '
-            f'{", ".join(different)}; choose another --workdir or the same configuration'
+            f'The checkpoints in {workdir} belong to another configuration, '
+            f'{", ".join(different)}: choose another --workdir or the same configuration.'
         )
 
 
@@ -104,13 +105,3 @@ def _git_commit() -> str | None:
         ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f'{prefix}{key}.')
-        else:
-            flat[prefix + key] = value
-    return flat

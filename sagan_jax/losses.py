@@ -49,5 +49,7 @@ LOSSES = {
 def get(name: str) -> Loss:
     """The pair called `name`, or a `UserError` that lists what there is."""
     if name not in LOSSES:
-        raise UserError(f'loss is {name!r}; the losses are {", ".join(LOSSES)}')
+        raise UserError(
+            f'There is no loss {name!r}: choose --config.loss from {", ".join(LOSSES)}.'
+        )
     return LOSSES[name]

@@ -22,9 +22,9 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise UserError(f'unexpected argument {argv[1]!r}; see --help')
+        raise UserError(f'Unexpected argument {argv[1]!r}: see --help.')
     if _CONFIG.value is None:
-        raise UserError('no configuration given; try --config configs/quickstart.py')
+        raise UserError('No configuration was given: try --config configs/quickstart.py.')
     # Imported late, so that --help and mistakes on the command line are answered at once.
     from sagan_jax.train import train
 
@@ -43,16 +43,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
         path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
         if Path(path).exists():
             raise
-        raise UserError(f'there is no configuration {path}') from error
+        raise UserError(
+            f'There is no configuration {path}: the folder configs/ holds some.'
+        ) from error
     except (AttributeError, KeyError) as error:
         key = str(error).strip('\'"')
         raise UserError(
-            f'the configuration has no key {key!r}; configs/common.py lists every key'
+            f'The configuration has no key {key!r}: configs/common.py lists every key.'
         ) from error
     except flags.Error as error:
         if 'get_config() takes' in str(error):
-            raise UserError('this configuration has no variants: leave out the colon') from error
-        raise UserError(f'{str(error).splitlines()[-1]}; see --help') from error
+            raise UserError('This configuration has no variants: leave out the colon.') from error
+        raise UserError(f'{str(error).splitlines()[-1]}: see --help.') from error
 
 
 def _default_workdir() -> Path:

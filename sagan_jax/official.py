@@ -100,22 +100,26 @@ def convert(
             weight = 'embedding' if scope == 'embed' else 'kernel'
             path = f'spectral_stats/{scope}/{weight}/u'
         if path not in shapes[network]:
-            raise UserError(f'the networks of this configuration have no place for {name}')
+            raise UserError(
+                f'The networks of this configuration have no place for {name}: check its attention.'
+            )
         shape = shapes[network][path].shape
         value = np.asarray(value, np.float32)
         # Moments and u carry axes of length 1 in TensorFlow.
         if path.split('/')[0] != 'params':
             value = value.reshape(value.shape[-1:])
         if value.shape != shape:
-            raise UserError(f'{name} has shape {value.shape}, this configuration needs {shape}')
+            raise UserError(
+                f'{name} has shape {value.shape}, but this configuration needs {shape}.'
+            )
         found[network][path] = value
 
     for network in 'gd':
         missing = sorted(shapes[network].keys() - found[network].keys())
         if missing:
             raise UserError(
-                f'the variables lack {len(missing)} that this configuration needs, '
-                f'the first of them for {missing[0]}'
+                f'The variables lack {len(missing)} that this configuration needs, '
+                f'the first of them for {missing[0]}.'
             )
     generator, discriminator = (
         {'batch_stats': {}} | traverse_util.unflatten_dict(found[network], sep='/')
@@ -135,4 +139,4 @@ def _translate(name: str, attention: dict[str, list[str]]) -> tuple[str, str]:
             collection, path = _LEAVES[leaf]
             module = module.format(*match.groups()[1:], attention=block)
             return network, f'{collection}/{module}/{path}'
-    raise UserError(f'{name} is not a variable of the official SAGAN')
+    raise UserError(f'{name} is not a variable of the official SAGAN.')

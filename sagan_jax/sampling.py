@@ -82,7 +82,7 @@ def fixed_noise(config: ml_collections.ConfigDict, labels: np.ndarray) -> jax.Ar
     return jax.random.normal(key, (len(labels), config.model.z_dim))
 
 
-def grid_labels(config: ml_collections.ConfigDict, rows: int = 10, columns: int = 10) -> np.ndarray:
+def grid_labels(config: ml_collections.ConfigDict, rows: int, columns: int) -> np.ndarray:
     """Labels of a sample grid, int32 [rows · columns]: a row a class.
 
     Of more than `rows` classes, `rows` are taken that lie evenly among them.

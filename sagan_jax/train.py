@@ -14,6 +14,8 @@ from sagan_jax.errors import UserError
 from sagan_jax.logs import RunLog
 from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
 
+GRID_ROWS, GRID_COLUMNS = 10, 10  # of the sample grids: a row a class
+
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
     """Trains until `config.num_train_steps`, from the newest checkpoint in `workdir` if any.
@@ -58,13 +60,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
     # ---- Pictures. -----------------------------------------------------------------------------
     freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
-    labels = sampling.grid_labels(config)
-    noise, columns = sampling.fixed_noise(config, labels), 10
+    labels = sampling.grid_labels(config, GRID_ROWS, GRID_COLUMNS)
+    noise = sampling.fixed_noise(config, labels)
 
     def save_samples(log):
         generator, ema_params = single_copy((state.generator, state.ema_params))
         images = sample(freeze(generator | {'params': ema_params}), noise, labels)
-        grid = figures.image_grid(images, columns)
+        grid = figures.image_grid(images, GRID_COLUMNS)
         figures.save_png(workdir / 'samples' / f'{step:06d}.png', grid)
         log.image(step, 'samples', grid)
 
@@ -83,8 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
     with RunLog(workdir, step) as log:
         if step == 0:
-            reals = data.rows_of_classes(source, config.seed, labels)
-            figures.save_png(workdir / 'samples' / 'reals.png', figures.image_grid(reals, columns))
+            _save_reals(workdir, summary, labels)
             save_samples(log)
         in_flight = collections.deque()
         last_log, started = (step, time.monotonic()), time.monotonic()
@@ -115,12 +116,23 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
     print(f'done           {workdir}: samples/, checkpoints/, metrics.jsonl, tensorboard/')
 
 
+def _save_reals(workdir: Path, summary: data.Summary, labels: np.ndarray) -> None:
+    """Real pictures in the places of the sample grid's classes; white where there are too few."""
+    size = summary.images[0].shape[1]
+    cells = np.full((len(labels), size, size, 3), 255, np.uint8)
+    for row in range(0, len(labels), GRID_COLUMNS):
+        found = summary.images[labels[row]][:GRID_COLUMNS]
+        cells[row : row + len(found)] = found
+    grid = figures.image_grid(cells, GRID_COLUMNS)
+    figures.save_png(workdir / 'samples' / 'reals.png', grid)
+
+
 def _check_schedule(config) -> None:
     for key in ('log_every', 'sample_every', 'checkpoint_every', 'num_train_steps'):
         if config[key] < 1 or config[key] % config.steps_per_call:
             raise UserError(
                 f'{key}={config[key]} is not a positive multiple of '
-                f'steps_per_call={config.steps_per_call}'
+                f'steps_per_call={config.steps_per_call}: change one of the two.'
             )
 
 
@@ -131,8 +143,8 @@ def _check_writable(workdir: Path) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f'the workdir {workdir} cannot be written, because of {existing}; '
-            'choose another --workdir'
+            f'The workdir {workdir} cannot be written, because of {existing}: '
+            'choose another --workdir.'
         )
 
 
@@ -140,9 +152,9 @@ def _check_finite(step: int, values: dict[str, float], saved: int | None) -> Non
     bad = [name for name, value in values.items() if not np.isfinite(value)]
     if bad:
         raise UserError(
-            f'training diverged: {", ".join(bad)} not finite at step {step}; the last good '
-            f'checkpoint is {"none" if saved is None else f"of step {saved}"}; '
-            'try smaller learning rates or another seed'
+            f'Training diverged, with {", ".join(bad)} not finite at step {step}; the last good '
+            f'checkpoint is {"none" if saved is None else f"of step {saved}"}: '
+            'try smaller learning rates or another seed.'
         )
 
 

@@ -102,8 +102,8 @@ def create_train_step(
     devices = devices or jax.local_devices()
     if config.batch_size % len(devices):
         raise UserError(
-            f'batch_size={config.batch_size} does not divide by the {len(devices)} devices; '
-            f'take a multiple of {len(devices)}'
+            f'batch_size={config.batch_size} does not divide by the {len(devices)} devices: '
+            f'take a multiple of {len(devices)}.'
         )
     local_batch = config.batch_size // len(devices)
     loss = losses.get(config.loss)

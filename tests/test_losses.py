@@ -41,5 +41,5 @@ def test_non_saturating():
 
 
 def test_unknown_loss():
-    with pytest.raises(UserError, match=r'loss is .wgan.*hinge, non_saturating'):
+    with pytest.raises(UserError, match=r'no loss .wgan.*hinge, non_saturating'):
         losses.get('wgan')

@@ -7,8 +7,8 @@ import pytest
 from flax import traverse_util
 
 from sagan_jax import losses, models, spectral_norm
-from sagan_jax.streams import Stream, stream_key
 from sagan_jax.errors import UserError
+from sagan_jax.streams import Stream, stream_key
 from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
 from tests import tiny
 

@@ -1,7 +1,10 @@
 """A configuration that compiles and runs in seconds, and made-up input for it."""
 
+from pathlib import Path
+
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from configs import common
 
@@ -34,3 +37,15 @@ def batch(config: ml_collections.ConfigDict, seed: int = 0) -> tuple[np.ndarray,
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     return images, rng.integers(0, config.dataset.num_classes, count).astype(np.int32)
+
+
+def picture_folder(folder: Path, classes: int = 3, count: int = 8) -> Path:
+    """A folder of class folders of 32×32 PNG files, each class of its own brightness."""
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f'class{label}').mkdir(parents=True)
+        for index in range(count):
+            low = 80 * label
+            image = rng.integers(low, low + 60, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(image).save(folder / f'class{label}' / f'{index}.png')
+    return folder

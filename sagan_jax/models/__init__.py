@@ -60,7 +60,8 @@ def create(
     )
     if model.conditioning not in ('projection', 'none'):
         raise UserError(
-            f"model.conditioning is {model.conditioning!r}; it is one of 'projection' and 'none'"
+            f'There is no conditioning {model.conditioning!r}: choose --config.model.conditioning '
+            'from projection and none.'
         )
     num_classes = config.dataset.num_classes if model.conditioning == 'projection' else 0
     dtype = _dtype(config.dtype)
@@ -129,11 +130,13 @@ def _check_attention(network: str, asked: tuple[int, ...], possible: list[int]) 
         if resolution not in possible:
             raise UserError(
                 f'model.{network}_attention asks for {resolution}, but the {network} has feature '
-                f'maps of {", ".join(map(str, sorted(set(possible))))}'
+                f'maps of {", ".join(map(str, sorted(set(possible))))}: choose among these.'
             )
 
 
 def _dtype(name: str) -> jnp.dtype:
     if name not in ('float32', 'bfloat16'):
-        raise UserError(f"dtype is {name!r}; it is one of 'float32' and 'bfloat16'")
+        raise UserError(
+            f'There is no dtype {name!r}: choose --config.dtype from float32 and bfloat16.'
+        )
     return jnp.dtype(name)

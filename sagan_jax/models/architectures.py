@@ -40,13 +40,14 @@ def architecture(name: str, image_size: int) -> Architecture:
     """The table entry, or a `UserError` that lists what there is."""
     if name not in ARCHITECTURES:
         raise UserError(
-            f'model.architecture is {name!r}; the architectures are {", ".join(ARCHITECTURES)}'
+            f'There is no architecture {name!r}: choose --config.model.architecture from '
+            f'{", ".join(ARCHITECTURES)}.'
         )
     sizes = ARCHITECTURES[name]
     if image_size not in sizes:
         raise UserError(
-            f'architecture {name!r} has no networks for dataset.image_size={image_size}; '
-            f'it has them for {", ".join(map(str, sizes))}'
+            f'The architecture {name!r} has no networks for dataset.image_size={image_size}: '
+            f'it has them for {", ".join(map(str, sizes))}.'
         )
     return sizes[image_size]
 

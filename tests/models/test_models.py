@@ -32,9 +32,7 @@ def described(image_size, num_classes, generator_attention, discriminator_attent
         (64, 100, (32,), 12_811_396, 19_650_242),
     ],
 )
-def test_parameter_counts(
-    image_size, num_classes, attention, generator_count, discriminator_count
-):
+def test_parameter_counts(image_size, num_classes, attention, generator_count, discriminator_count):
     networks = models.create(described(image_size, num_classes, attention))
     counts = [
         models.count_parameters(jax.eval_shape(network.init, jax.random.key(0)))
@@ -98,8 +96,9 @@ def test_application_is_pure_and_evaluation_changes_nothing(tiny_networks):
 
     _, stats = generator.apply(variables, z, labels, train=True)
     chex.assert_trees_all_equal(variables, before)
-    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), stats['spectral_stats'],
-                         before['spectral_stats'])
+    moved = jax.tree.map(
+        lambda a, b: not np.array_equal(a, b), stats['spectral_stats'], before['spectral_stats']
+    )
     assert all(jax.tree.leaves(moved))
 
     d_variables = discriminator.init(jax.random.key(0))
@@ -124,9 +123,7 @@ def test_weights_without_spectral_statistics_are_taken_as_they_are(tiny_networks
 @pytest.mark.parametrize('network', ['generator', 'discriminator'])
 def test_spectral_norm_is_switched_for_each_network(network):
     config = tiny.config(**{f'spectral_norm__{network}': False})
-    variables = [
-        jax.eval_shape(n.init, jax.random.key(0)) for n in models.create(config)
-    ]
+    variables = [jax.eval_shape(n.init, jax.random.key(0)) for n in models.create(config)]
     empty = [v['spectral_stats'] == {} for v in variables]
     assert empty == [network == 'generator', network == 'discriminator']
 
@@ -149,10 +146,10 @@ def test_bfloat16_keeps_parameters_and_outputs_float32(tiny_networks):
     [
         ({'model__generator_attention': (12,)}, 'generator_attention asks for 12.*8, 16, 32'),
         ({'model__discriminator_attention': (32,)}, 'discriminator_attention asks for 32.*4, 8'),
-        ({'model__architecture': 'vgg'}, "architecture is 'vgg'.*sagan, pyramid"),
+        ({'model__architecture': 'vgg'}, "no architecture 'vgg'.*sagan, pyramid"),
         ({'dataset__image_size': 48}, 'no networks for dataset.image_size=48'),
-        ({'model__conditioning': 'concat'}, "conditioning is 'concat'"),
-        ({'dtype': 'float16'}, "dtype is 'float16'"),
+        ({'model__conditioning': 'concat'}, "no conditioning 'concat'"),
+        ({'dtype': 'float16'}, "no dtype 'float16'"),
     ],
 )
 def test_refusals(overrides, sentence):

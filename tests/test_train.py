@@ -1,0 +1,242 @@
+"""Whole runs: what they leave behind, how they resume, what they read of a configuration."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+from sagan_jax import checkpoints
+from sagan_jax.errors import UserError
+from sagan_jax.train import train
+from sagan_jax.train_step import create_state
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    return tiny.picture_folder(tmp_path_factory.mktemp('pictures') / 'source')
+
+
+def configuration(pictures, **overrides):
+    return tiny.config(
+        dataset__name='image_folder',
+        dataset__source_dir=str(pictures),
+        dataset__data_dir=str(pictures.parent / 'prepared'),
+        **overrides,
+    )
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def read_state(workdir, config):
+    manager = checkpoints.open_manager(workdir, config.keep_checkpoints)
+    state = checkpoints.restore(manager, create_state(config))
+    manager.close()
+    return state
+
+
+def without_rates(metrics):
+    return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in metrics]
+
+
+# ---- What a run leaves, and which keys it reads. -----------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def finished(pictures, tmp_path_factory):
+    """A finished run of four steps, its output, and the keys of its configuration it read."""
+    workdir = tmp_path_factory.mktemp('finished')
+    config = configuration(pictures, batch_norm__standing_batches=2, num_train_steps=5)
+    prefixes = {id(config): ''} | {
+        id(value): f'{key}.'
+        for key, value in config.items()
+        if isinstance(value, ml_collections.ConfigDict)
+    }
+    read = set()
+
+    def recording(original):
+        def get(self, key):
+            # Only what the package itself asks for: copies and JSON read every key there is.
+            caller = sys._getframe(1).f_globals['__name__']
+            if id(self) in prefixes and caller.startswith('sagan_jax.'):
+                read.add(prefixes[id(self)] + key)
+            return original(self, key)
+
+        return get
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ('__getattr__', '__getitem__'):
+            original = getattr(ml_collections.ConfigDict, method)
+            patch.setattr(ml_collections.ConfigDict, method, recording(original))
+        train(config, workdir)
+    return config, workdir, read
+
+
+def test_every_key_is_read(finished):
+    config, _, read = finished
+    keys = set(flatten_dict(json.loads(config.to_json()), sep='.'))
+    assert len(keys) > 30
+    assert keys - read == set()
+
+
+def test_what_a_run_leaves(finished):
+    config, workdir, _ = finished
+    assert {path.name for path in workdir.iterdir()} == {
+        'config.json', 'metrics.jsonl', 'tensorboard', 'samples', 'checkpoints'
+    }  # fmt: skip
+    record = json.loads((workdir / 'config.json').read_text())
+    assert record['config'] == json.loads(config.to_json())
+    assert record['versions']['jax'] == jax.__version__
+
+    names = {path.name for path in (workdir / 'samples').iterdir()}
+    assert names == {'reals.png', '000000.png', '000004.png', '000005.png'}
+    for name in names:
+        with Image.open(workdir / 'samples' / name) as image:
+            assert image.size == (10 * 66 + 2, 3 * 66 + 2)  # ten columns, a row a class
+    assert list((workdir / 'tensorboard').glob('events*'))
+
+    metrics = read_metrics(workdir)
+    assert [line['step'] for line in metrics] == [1, 2, 3, 4, 5]
+    assert all(np.isfinite(list(line.values())).all() for line in metrics)
+    # The newest are kept, and the last step is among them although 2 does not divide it.
+    steps = {int(path.name) for path in (workdir / 'checkpoints').iterdir()}
+    assert steps == {2, 4, 5}
+
+
+def test_rows_of_the_real_pictures_follow_the_classes(finished):
+    with Image.open(finished[1] / 'samples' / 'reals.png') as image:
+        grid = np.asarray(image)
+    for row in range(3):  # class k was drawn with values from 80k to 80k + 59
+        cell = grid[2 + 66 * row : 66 * (row + 1), 2:66]
+        assert cell.min() >= 80 * row
+        assert cell.max() < 80 * row + 60
+
+
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    config, workdir, _ = finished
+    before = {p: p.read_bytes() for p in workdir.rglob('*') if p.suffix in ('.png', '.jsonl')}
+    train(config, workdir)
+    assert '5 of 5 steps are done already' in capsys.readouterr().out
+    assert before == {p: p.read_bytes() for p in workdir.rglob('*') if p in before}
+
+
+def test_another_configuration_is_refused_but_more_steps_are_not(finished):
+    config, workdir, _ = finished
+    other = config.copy_and_resolve_references()
+    other.optimizer.generator_lr = 3e-4
+    other.seed = 7
+    other.log_every = 2
+    with pytest.raises(UserError, match=r'optimizer.generator_lr \(0.0001 there, 0.0003 here\), '):
+        train(other, workdir)
+    with pytest.raises(UserError, match=r'seed \(0 there, 7 here\)') as caught:
+        train(other, workdir)
+    assert 'log_every' not in str(caught.value)
+    assert json.loads((workdir / 'config.json').read_text())['config']['seed'] == 0
+
+    longer = config.copy_and_resolve_references()
+    longer.num_train_steps = 10
+    checkpoints.check_configuration(workdir, longer)
+
+
+def test_steps_that_do_not_divide_are_refused(pictures, tmp_path):
+    config = configuration(pictures, steps_per_call=2, num_train_steps=6, sample_every=3)
+    with pytest.raises(UserError, match='log_every=1 is not a positive multiple'):
+        train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_divergence_stops_the_run_and_keeps_no_bad_checkpoint(pictures, tmp_path):
+    config = configuration(pictures, optimizer__discriminator_lr=1e30, num_train_steps=8)
+    with pytest.raises(UserError, match=r'Training diverged.*not finite at step'):
+        train(config, tmp_path)
+    for leaf in jax.tree.leaves(read_state(tmp_path, config) or ()):
+        assert np.isfinite(leaf).all()
+
+
+# ---- Killed and started again. -----------------------------------------------------------------
+
+
+def command(pictures, workdir):
+    """The command line of a run of 20 steps, as a user would start it."""
+    overrides = {
+        'dataset.source_dir': pictures,
+        'dataset.data_dir': pictures.parent / 'prepared',
+        'dataset.num_classes': 3,
+        'dataset.image_size': 32,
+        'num_train_steps': 20,
+        'batch_size': 8,
+        'model.generator_width': 4,
+        'model.discriminator_width': 4,
+        'model.architecture': 'pyramid',
+        'batch_norm.standing_batches': 0,
+        'ema.start_step': 5,
+        'log_every': 1,
+        'checkpoint_every': 5,
+    }
+    flags = [f'--config.{key}={value}' for key, value in overrides.items()]
+    program = [sys.executable, '-m', 'sagan_jax.main', '--config', 'configs/image_folder.py']
+    return [*program, *flags, '--workdir', str(workdir)]
+
+
+def start(pictures, workdir):
+    return subprocess.Popen(
+        command(pictures, workdir),
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {'JAX_NUM_CPU_DEVICES': '2'},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_and_started_again_is_as_if_never_killed(pictures, tmp_path):
+    straight = start(pictures, tmp_path / 'straight')
+    assert 'starts afresh' in straight.communicate(timeout=300)[0]
+    assert straight.returncode == 0
+
+    killed = start(pictures, tmp_path / 'killed')
+    metrics = tmp_path / 'killed' / 'metrics.jsonl'
+    deadline = time.monotonic() + 300
+    saved = tmp_path / 'killed' / 'checkpoints'
+    while not (
+        metrics.exists()
+        and '"step": 11' in metrics.read_text()
+        and any(path.name.isdigit() for path in saved.iterdir())
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert read_metrics(tmp_path / 'killed')[-1]['step'] < 20
+
+    again = start(pictures, tmp_path / 'killed')
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0
+    assert re.search('resumes .* from step (5|10|15)\n', output)
+
+    lines = [without_rates(read_metrics(tmp_path / run)) for run in ('straight', 'killed')]
+    assert [line['step'] for line in lines[0]] == list(range(1, 21))
+    assert lines[0] == lines[1]
+    config = configuration(
+        pictures, model__z_dim=128, optimizer__b2=0.9, ema__decay=0.999, dataset__flip=True
+    )
+    states = [read_state(tmp_path / run, config) for run in ('straight', 'killed')]
+    assert int(states[0].step) == 20
+    chex.assert_trees_all_equal(*states)
+    picture = Path('samples') / '000020.png'
+    assert (tmp_path / 'straight' / picture).read_bytes() == (
+        tmp_path / 'killed' / picture
+    ).read_bytes()
