@@ -100,9 +100,7 @@ def convert(
             weight = 'embedding' if scope == 'embed' else 'kernel'
             path = f'spectral_stats/{scope}/{weight}/u'
         if path not in shapes[network]:
-            raise UserError(
-                f'The networks of this configuration have no place for {name}: check its attention.'
-            )
+            raise UserError(f'This configuration has no place for {name}: see its attention.')
         shape = shapes[network][path].shape
         value = np.asarray(value, np.float32)
         # Moments and u carry axes of length 1 in TensorFlow.

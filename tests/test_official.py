@@ -108,7 +108,10 @@ def test_convert_passes_over_optimiser_slots_and_any_outer_scope():
     [
         (lambda v: v.pop('model/g_bn/beta'), 'lack 1 .* params/norm/bias'),
         (lambda v: v.update({'model/g_new/w': np.zeros(3)}), 'g_new/w is not a variable'),
-        (lambda v: v.update({'model/g_block9/snconv1/w': np.zeros(3)}), 'no place for .*block9'),
+        (
+            lambda v: v.update({'model/g_block9/snconv1/w': np.zeros(3)}),
+            'has no place for .*block9',
+        ),
         (lambda v: v.update({'model/g_bn/beta': np.zeros(3)}), 'g_bn/beta has shape'),
     ],
 )

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from sagan_jax.models.attention import SelfAttention
-from sagan_jax.models.layers import Conv, Dense, average_pool, xavier_uniform
+from sagan_jax.models.layers import Conv, Dense, DownConv, average_pool, xavier_uniform
 
 
 class FirstBlock(nn.Module):
@@ -18,9 +18,8 @@ class FirstBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, 3] → [B, H/2, W/2, features]."""
         h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(x)
-        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(nn.relu(h))
-        skip = Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(average_pool(x))
-        return average_pool(h) + skip
+        h = DownConv(self.features, self.dtype, name='conv2')(nn.relu(h))
+        return h + Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(average_pool(x))
 
 
 class DownBlock(nn.Module):
@@ -37,10 +36,14 @@ class DownBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, H/2, W/2, features], or [B, H, W, features] without `down`."""
         h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(nn.relu(x))
-        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(nn.relu(h))
+        if self.down:
+            h = DownConv(self.features, self.dtype, name='conv2')(nn.relu(h))
+            x = average_pool(x)  # commutes with the skip's 1×1 convolution
+        else:
+            h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(nn.relu(h))
         if self.down or x.shape[-1] != self.features:
             x = Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(x)
-        return average_pool(h) + average_pool(x) if self.down else h + x
+        return h + x
 
 
 class Discriminator(nn.Module):

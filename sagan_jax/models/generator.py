@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sagan_jax.models.attention import SelfAttention
-from sagan_jax.models.layers import BatchNorm, Conv, Dense, upsample
+from sagan_jax.models.layers import BatchNorm, Conv, Dense, UpConv, upsample
 
 
 class UpBlock(nn.Module):
@@ -22,10 +22,11 @@ class UpBlock(nn.Module):
     def __call__(self, x: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
         """x [B, H, W, C], labels int [B] → [B, 2H, 2W, features]."""
         h = nn.relu(self.norm(name='norm1')(x, labels, train))
-        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(upsample(h))
+        h = UpConv(self.features, self.dtype, name='conv1')(h)
         h = nn.relu(self.norm(name='norm2')(h, labels, train))
         h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(h)
-        return h + Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(upsample(x))
+        # A 1×1 convolution and ×2 commute; this way round it costs a quarter.
+        return h + upsample(Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(x))
 
 
 class Generator(nn.Module):

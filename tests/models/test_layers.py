@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,33 @@ def test_resampling():
         window = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
         np.testing.assert_allclose(mean[:, i, j], window.mean((1, 2)), rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(maximum[:, i, j], window.max((1, 2)))
+
+
+@pytest.mark.parametrize('layer', [layers.UpConv, layers.DownConv])
+def test_resampling_convolutions_are_the_plain_ones(layer):
+    """Outputs and gradients of the two steps that each layer does in one."""
+    x = RNG.normal(size=(2, 6, 4, 3)).astype(np.float32)
+    module = layer(5, jnp.dtype('float32'))
+    params = module.init(jax.random.key(0), x)['params']
+    params['bias'] = jnp.asarray(RNG.normal(size=5), jnp.float32)
+    conv = layers.Conv(5, (3, 3))
+
+    def plain(params, x):
+        if layer is layers.UpConv:
+            return conv.apply({'params': params}, layers.upsample(x))
+        return layers.average_pool(conv.apply({'params': params}, x))
+
+    def fused(params, x):
+        return module.apply({'params': params}, x)
+
+    expected, found = plain(params, x), fused(params, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    target = RNG.normal(size=expected.shape)
+    gradients = [
+        jax.grad(lambda p, x, f=f: (f(p, x) * target).sum(), argnums=(0, 1))(params, x)
+        for f in (fused, plain)
+    ]
+    chex.assert_trees_all_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
 def batch_norm(num_classes=0, axis_name=None, dtype='float32'):
