@@ -1,0 +1,188 @@
+"""Pictures of one's own: a folder of class folders, prepared once for reading at full speed.
+
+    FOLDER/cat/….jpg    or    FOLDER/train/cat/….jpg
+    FOLDER/dog/….png          FOLDER/test/cat/….jpg     (or val/ or validation/)
+
+Pictures are stored as raw bytes, which ArrayRecord compresses (Zstandard). Against PNG at its
+fastest setting that writes two to four times and reads three times as fast, and takes 1.2 times
+the space at 32×32 and up to twice at 128×128.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from sagan_jax.data.pictures import SUFFIXES, read_square
+from sagan_jax.data.preparing import shards
+from sagan_jax.errors import UserError
+
+_TEST_NAMES = ('test', 'validation', 'val')  # of several the first
+
+
+class Listing(NamedTuple):
+    """What was found in a folder."""
+
+    folder: Path
+    class_names: tuple[str, ...]  # sorted
+    splits: dict[str, list[tuple[str, int]]]  # 'train' and perhaps 'test' to (path, label)
+    flat: bool  # no class folders: all pictures are of one class
+    fingerprint: str  # of the absolute path and of every picture's path, size and time
+
+
+def scan(source_dir: str | os.PathLike | None) -> Listing:
+    """Lists the pictures below `source_dir`; hidden files and folders do not count.
+
+    Raises UserError when there is no such folder, no picture in it, a class folder without
+    pictures, or a class to test that there is none of to train.
+    """
+    if not source_dir:
+        raise UserError(
+            'The data set image_folder needs --config.dataset.source_dir=FOLDER, a folder with '
+            'one folder of pictures for each class.'
+        )
+    folder = Path(source_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f'There is no folder {folder}: check --config.dataset.source_dir.')
+
+    # A class may be called "train": it is a split only where all its neighbours are splits.
+    names = _subfolders(folder)
+    split_folders = {'train': folder}
+    if 'train' in names and set(names) <= {'train', *_TEST_NAMES}:
+        split_folders = {'train': folder / 'train'}
+        test_names = [name for name in _TEST_NAMES if name in names]
+        if test_names:
+            split_folders['test'] = folder / test_names[0]
+
+    class_names = tuple(_subfolders(split_folders['train']))
+    flat = not class_names
+    if flat:
+        class_folders = {split: {folder.name: path} for split, path in split_folders.items()}
+        class_names = (folder.name,)
+    else:
+        class_folders = {
+            split: {name: path / name for name in _subfolders(path)}
+            for split, path in split_folders.items()
+        }
+
+    digest = hashlib.sha256()
+    splits = {split: [] for split in split_folders}
+    for split, folders in class_folders.items():
+        for name, path in folders.items():
+            if name not in class_names:
+                raise UserError(
+                    f'There are pictures of {name} in {split_folders[split]} but none in '
+                    f'{split_folders["train"]}: both need the same class folders.'
+                )
+            label = class_names.index(name)
+            for entry in _pictures(path):
+                status = entry.stat()
+                line = f'\0{status.st_size}\0{status.st_mtime_ns}\0'
+                digest.update(os.fsencode(entry.path) + line.encode())
+                splits[split].append((entry.path, label))
+    return Listing(folder, class_names, splits, flat, digest.hexdigest()[:16])
+
+
+@dataclasses.dataclass
+class FolderConfig(tfds.core.BuilderConfig):
+    """Everything that the prepared data depends on; the name tells it from all other data."""
+
+    listing: Listing | None = None
+    image_size: int = 0
+
+
+class FolderOfImages(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """The TFDS builder. Unlike TFDS's own ImageFolder it decodes and resizes only once."""
+
+    name = 'image_folder'
+    VERSION = tfds.core.Version('1.0.0')
+    url_infos = None  # nothing is downloaded
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self.builder_config.image_size
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f'The pictures of {self.builder_config.listing.folder} at {size}×{size}.',
+            features=tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Tensor(
+                        shape=(size, size, 3), dtype=np.uint8, encoding='bytes'
+                    ),
+                    'label': tfds.features.ClassLabel(
+                        names=self.builder_config.listing.class_names
+                    ),
+                }
+            ),
+        )
+
+    def _shard_iterators_per_split(self, dl_manager):
+        del dl_manager
+        size = self.builder_config.image_size
+        return {
+            split: shards(_examples(split, pictures, size), len(pictures), size * size * 3)
+            for split, pictures in self.builder_config.listing.splits.items()
+        }
+
+
+def builder(listing: Listing, image_size: int, data_dir: str | None) -> FolderOfImages:
+    """The builder of one folder at one size, prepared or not."""
+    config = FolderConfig(
+        name=f'{image_size}px_{listing.fingerprint}', listing=listing, image_size=image_size
+    )
+    return FolderOfImages(config=config, data_dir=data_dir, file_format='array_record')
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith('.'))
+
+
+def _pictures(folder: Path) -> list[os.DirEntry]:
+    pictures = [
+        entry
+        for entry in os.scandir(folder)
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        and not entry.name.startswith('.')
+        and entry.is_file()
+    ]
+    if not pictures:
+        raise UserError(
+            f'The folder {folder} holds no pictures: put files that end in '
+            f'{", ".join(sorted(SUFFIXES))} right into it, or remove it.'
+        )
+    return sorted(pictures, key=lambda entry: entry.name)
+
+
+def _examples(split: str, pictures: list[tuple[str, int]], size: int) -> Iterator[tuple[str, dict]]:
+    # Mixed, so that any stretch of the data set has all classes.
+    order = np.random.RandomState(0).permutation(len(pictures))
+    pictures = [pictures[index] for index in order]
+    images = _read_all([path for path, _ in pictures], size)
+    bar = tqdm(images, desc=f'Preparing {split}', total=len(pictures), unit=' pictures')
+    for (path, label), image in zip(pictures, bar, strict=True):
+        yield path, {'image': image, 'label': label}
+
+
+def _read_all(paths: list[str], size: int) -> Iterator[np.ndarray]:
+    """Reads the pictures on all cores, in order and a bounded number ahead."""
+
+    def read_group(start: int) -> list[np.ndarray]:
+        return [read_square(path, size) for path in paths[start : start + group]]
+
+    group = 16  # small pictures take less time than handing over a task
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque()
+        for start in range(0, len(paths), group):
+            ahead.append(pool.submit(read_group, start))
+            if len(ahead) > 2 * workers:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()

@@ -1,0 +1,191 @@
+"""From the configuration's `dataset` to a random-access source of pictures and labels."""
+
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import ml_collections
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from sagan_jax.data import image_folder
+from sagan_jax.data.pictures import square
+from sagan_jax.data.preparing import prepared, quiet
+from sagan_jax.data.shapes import Shapes
+from sagan_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A split of a data set, prepared and open for reading in any order."""
+
+    examples: Sequence[dict[str, Any]]  # 'image': uint8 [S, S, 3], 'label': an integer
+    class_names: tuple[str, ...]  # labels are indices into these
+    image_size: int  # S
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
+    """Opens a split of a data set, which is prepared first if this is its first use.
+
+    Args:
+      dataset: the configuration's `dataset`, of which `name`, `data_dir`, `source_dir`,
+        `image_size` and `num_classes` are read. `name` is 'shapes', 'image_folder' (the folder
+        `source_dir`), or a TFDS data set with pictures under 'image' and classes under 'label'.
+        Labels may be missing where `num_classes` is 0 or 1; then all are 0.
+      split: 'train' or 'test'; a data set without 'test' is tested on its 'validation'.
+
+    Raises:
+      UserError: there is no such data set, folder or split; it has other classes than
+        `num_classes`; or it cannot be prepared, because of an unreadable picture, a folder that
+        cannot be written, or a missing TensorFlow.
+    """
+    name = dataset.name
+    data_dir = dataset.data_dir and os.path.expanduser(dataset.data_dir)  # TFDS does not
+    title = f'The data set {name}'
+    if name == 'shapes':
+        make_builder = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
+    elif name == 'image_folder':
+        listing = image_folder.scan(dataset.source_dir)
+        title = f'The folder {listing.folder}'
+        if listing.flat and dataset.num_classes > 1:
+            raise UserError(
+                f'{title} holds pictures but no class folders: put the pictures of each class '
+                'into a folder of their own, or train without classes with '
+                '--config.model.conditioning=none --config.dataset.num_classes=1.'
+            )
+        make_builder = functools.partial(
+            image_folder.builder, listing, dataset.image_size, data_dir
+        )
+    else:
+        make_builder = functools.partial(_find_in_tfds, name, data_dir)
+
+    with quiet():
+        builder = make_builder()
+        class_names = _class_names(builder)
+        # A mistake is told before anything is prepared, which may take hours.
+        found, wanted = len(class_names or (name,)), max(1, dataset.num_classes)
+        if found != wanted:
+            raise UserError(
+                f'{title} has {found} classes but dataset.num_classes is {dataset.num_classes}: '
+                f'set --config.dataset.num_classes={found}.'
+            )
+        _check_pictures(builder, title)
+        if not builder.is_prepared():
+            if os.path.exists(builder.data_dir):
+                raise UserError(
+                    f'{builder.data_dir} is not a prepared data set: remove it or rename it.'
+                )
+            if name in ('shapes', 'image_folder'):
+                builder = prepared(make_builder)
+            else:
+                _prepare_by_tfds(builder)
+        examples = _open(builder, split, dataset.image_size, labelled=class_names is not None)
+    return Source(examples, class_names or (name,), dataset.image_size)
+
+
+def _find_in_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ['image_folder', *tfds.list_builders(with_community_datasets=False)]
+        close = difflib.get_close_matches(name.split('/')[0], known)
+        hint = (
+            f'did you mean {" or ".join(close)}' if close else 'is it the name of a TFDS data set'
+        )
+        raise UserError(f'There is no data set {name}: {hint}?') from error
+    except (ValueError, AssertionError) as error:  # a name, configuration or version amiss
+        raise UserError(f'TFDS cannot open {name}: {_one_line(error)}') from error
+
+
+def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...] | None:
+    """The names of the classes, or None if the examples are not labelled with classes."""
+    label = dict(builder.info.features).get('label')
+    if isinstance(label, tfds.features.ClassLabel) and label.num_classes is not None:
+        return tuple(label.names)
+    return None
+
+
+def _check_pictures(builder: tfds.core.DatasetBuilder, title: str) -> None:
+    image = dict(builder.info.features).get('image')
+    is_picture = isinstance(image, tfds.features.Image) or (
+        isinstance(image, tfds.features.Tensor) and image.shape[2:] == (3,)
+    )
+    if not is_picture or image.np_dtype != np.uint8:
+        raise UserError(
+            f'{title} has no pictures under the key "image", only '
+            f'{", ".join(builder.info.features)}: choose another with --config.dataset.name=NAME.'
+        )
+
+
+def _prepare_by_tfds(builder: tfds.core.DatasetBuilder) -> None:
+    own_to_tfds = type(builder).__module__.startswith('tensorflow_datasets.')
+    try:
+        if own_to_tfds and not importlib.util.find_spec('tensorflow'):
+            raise ModuleNotFoundError(name='tensorflow')  # before the download rather than after
+        builder.download_and_prepare(
+            file_format='array_record',
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    except ImportError as error:
+        package = 'tensorflow-cpu' if error.name == 'tensorflow' else error.name
+        raise UserError(
+            f'TFDS needs {error.name} to prepare {builder.name}, though not to read it later: '
+            f'pip install {package}'
+        ) from error
+    except (AssertionError, OSError) as error:  # no network, no space, files to fetch by hand
+        raise UserError(f'TFDS cannot prepare {builder.name}: {_one_line(error)}') from error
+
+
+def _open(
+    builder: tfds.core.DatasetBuilder, split: str, image_size: int, labelled: bool
+) -> Sequence[dict[str, Any]]:
+    candidates = ('test', 'validation') if split == 'test' else (split,)
+    split = next((name for name in candidates if name in builder.info.splits), None)
+    if split is None:
+        raise UserError(
+            f'The data set {builder.name} has no split {" or ".join(candidates)}, only '
+            f'{", ".join(builder.info.splits)}.'
+        )
+    encoded = isinstance(builder.info.features['image'], tfds.features.Image)
+    try:
+        examples = builder.as_data_source(
+            split,
+            # TFDS would hand over grey, CMYK and palette pictures as they are.
+            decoders={'image': tfds.decode.SkipDecoding()} if encoded else None,
+        )
+    except NotImplementedError as error:
+        raise UserError(
+            f'{builder.data_dir} is prepared as {builder.info.file_format.value}, which cannot be '
+            'read in random order: remove it, or choose another folder with '
+            '--config.dataset.data_dir=FOLDER, so that it is prepared as array_record.'
+        ) from error
+    stored_size = builder.info.features['image'].shape[:2]
+    if labelled and not encoded and stored_size == (image_size, image_size):
+        return examples
+    return grain.MapDataset.source(examples).map(
+        functools.partial(_convert, image_size=image_size, labelled=labelled)
+    )
+
+
+def _convert(example: dict[str, Any], image_size: int, labelled: bool) -> dict[str, Any]:
+    image = example['image']
+    encoded = isinstance(image, bytes)
+    image = Image.open(io.BytesIO(image)) if encoded else Image.fromarray(image)
+    label = example['label'] if labelled else 0
+    if label < 0:
+        raise UserError('The data set has pictures without a label: choose another split.')
+    return {'image': square(image, image_size), 'label': label}
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())

@@ -1,0 +1,18 @@
+import ml_collections
+import pytest
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """The configuration's `dataset`, with a data folder of this test's own."""
+    return ml_collections.ConfigDict(
+        {
+            'name': 'shapes',
+            'data_dir': str(tmp_path / 'prepared'),
+            'source_dir': None,
+            'image_size': 32,
+            'num_classes': 10,
+            'flip': False,
+        },
+        type_safe=False,
+    )

@@ -1,0 +1,326 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sagan_jax import data
+from sagan_jax.data import image_folder, preparing
+from sagan_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(dataset, tmp_path):
+    """Three class folders of five pictures, at the configuration's size."""
+    dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'), num_classes=3)
+    for index, name in enumerate(['cat', 'dog', 'eel']):
+        for number in range(5):
+            write(tmp_path / 'own' / name / f'{number}.png', picture(5 * index + number))
+    return tmp_path / 'own'
+
+
+def picture(seed, size=32):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+
+
+def write(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **options)
+
+
+def contents(source):
+    """What is in a source, whatever its order: {picture's bytes: label}."""
+    return {example['image'].tobytes(): int(example['label']) for example in source.examples}
+
+
+def leftovers(dataset):
+    """Everything below the data folder that is not of a finished preparation."""
+    root = Path(dataset.data_dir)
+    finished = {path.parent for path in root.rglob('dataset_info.json')}
+    return [
+        path
+        for path in (root / 'image_folder').rglob('*')
+        if path.is_file() and path.parent not in finished and path.name != '.lock'
+    ]
+
+
+def test_lossless_and_labelled_by_sorted_names(dataset, folder):
+    source = data.load(dataset)
+    assert source.class_names == ('cat', 'dog', 'eel')
+    assert (len(source), source.image_size) == (15, 32)
+    assert contents(source) == {picture(seed).tobytes(): seed // 5 for seed in range(15)}
+    assert source.examples[0]['image'].shape == (32, 32, 3)
+    assert source.examples[0]['image'].dtype == np.uint8
+    # Stored in mixed order: not class by class.
+    labels = [int(example['label']) for example in source.examples]
+    assert labels != sorted(labels)
+
+
+def test_more_than_is_read_ahead(dataset, folder):
+    expected = contents(data.load(dataset))
+    for number in range(16 * 3 * (os.cpu_count() + 1)):
+        write(folder / 'eel' / f'more{number}.png', picture(1000 + number))
+        expected[picture(1000 + number).tobytes()] = 2
+    assert contents(data.load(dataset)) == expected
+
+
+@pytest.mark.parametrize('test_name', ['test', 'val', 'validation'])
+def test_splits(dataset, tmp_path, test_name):
+    for name, seed in [('cat', 1), ('dog', 2)]:
+        write(tmp_path / 'own/train' / name / 'a.png', picture(seed))
+    write(tmp_path / 'own' / test_name / 'dog/a.png', picture(3))
+    dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'), num_classes=2)
+    assert contents(data.load(dataset)) == {picture(1).tobytes(): 0, picture(2).tobytes(): 1}
+    assert contents(data.load(dataset, 'test')) == {picture(3).tobytes(): 1}
+
+
+def test_a_class_called_train(dataset, folder):
+    write(folder / 'train' / 'engine.png', picture(99))
+    dataset.num_classes = 4
+    source = data.load(dataset)
+    assert source.class_names == ('cat', 'dog', 'eel', 'train')
+    assert contents(source)[picture(99).tobytes()] == 3
+
+
+def test_hidden_and_other_files_do_not_count(dataset, folder):
+    write(folder / '.thumbnails' / 'a.png', picture(50))
+    write(folder / 'cat' / '.hidden.png', picture(51))
+    (folder / 'cat' / '._0.png').write_bytes(b'of macOS')
+    (folder / 'cat' / 'notes.txt').write_text('not a picture')
+    (folder / 'README.txt').write_text('neither')
+    (folder / 'dog' / '3.png').rename(folder / 'dog' / '3.PNG')
+    assert len(contents(data.load(dataset))) == 15
+
+
+def test_flat_folder_without_classes(dataset, tmp_path):
+    for seed in range(4):
+        write(tmp_path / 'own' / f'{seed}.png', picture(seed))
+    dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'))
+    for num_classes in (0, 1):
+        dataset.num_classes = num_classes
+        source = data.load(dataset)
+        assert source.class_names == ('own',)
+        assert contents(source) == {picture(seed).tobytes(): 0 for seed in range(4)}
+    dataset.num_classes = 10
+    with pytest.raises(UserError, match=r'no class folders.*num_classes=1'):
+        data.load(dataset)
+
+
+def test_prepared_once(dataset, folder, monkeypatch):
+    before = contents(data.load(dataset))
+
+    def fail(*_):
+        raise AssertionError('prepared again')
+
+    monkeypatch.setattr('sagan_jax.data.image_folder.read_square', fail)
+    assert contents(data.load(dataset)) == before
+
+
+@pytest.mark.parametrize('change', ['content', 'time', 'removed', 'renamed', 'added'])
+def test_a_changed_folder_is_prepared_anew(dataset, folder, change):
+    before = contents(data.load(dataset))
+    changed = folder / 'cat' / '0.png'
+    expected = dict(before)
+    if change == 'content':
+        del expected[picture(0).tobytes()]
+        expected[bytes(32 * 32 * 3)] = 0
+        write(changed, np.zeros((32, 32, 3), np.uint8))
+    elif change == 'time':
+        os.utime(changed, (1, 1))
+    elif change == 'removed':
+        del expected[picture(0).tobytes()]
+        changed.unlink()
+    elif change == 'renamed':
+        expected[picture(0).tobytes()] = 2
+        changed.rename(folder / 'eel' / 'new.png')
+    else:
+        expected[picture(77).tobytes()] = 1
+        write(folder / 'dog' / 'new.png', picture(77))
+    prepared_before = len(list(Path(dataset.data_dir).rglob('dataset_info.json')))
+    assert contents(data.load(dataset)) == expected
+    assert len(list(Path(dataset.data_dir).rglob('dataset_info.json'))) == prepared_before + 1
+
+
+def test_another_size_or_folder_is_prepared_anew(dataset, folder):
+    data.load(dataset)
+    dataset.image_size = 64
+    assert data.load(dataset).examples[0]['image'].shape == (64, 64, 3)
+    dataset.image_size = 32
+    folder.rename(folder.parent / 'moved')
+    dataset.source_dir = str(folder.parent / 'moved')
+    data.load(dataset)
+    assert len(list(Path(dataset.data_dir).rglob('dataset_info.json'))) == 3
+
+
+def test_home_in_data_dir(dataset, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    dataset.update(data_dir='~/in_home', source_dir='~/own')
+    data.load(dataset)
+    assert (tmp_path / 'in_home' / 'image_folder').is_dir()
+
+
+def test_many_shards(dataset, folder, monkeypatch):
+    before = contents(data.load(dataset))
+    monkeypatch.setattr(
+        'sagan_jax.data.image_folder.shards',
+        lambda examples, count, _: preparing.shards(examples, count, 2**29 // 4),
+    )
+    os.utime(folder / 'cat' / '0.png', (1, 1))
+    source = data.load(dataset)
+    assert len(list(Path(dataset.data_dir).rglob('*-of-00004'))) == 4
+    assert contents(source) == before
+
+
+def test_a_truncated_picture_stops_preparation(dataset, folder, capfd):
+    bad = folder / 'dog' / '2.jpg'
+    write(bad, picture(7, 200), quality=95)
+    bad.write_bytes(bad.read_bytes()[:5000])
+    with pytest.raises(UserError, match=f'Cannot read the picture {bad} .*truncated'):
+        data.load(dataset)
+    assert not list(Path(dataset.data_dir).rglob('dataset_info.json'))
+    assert not list(Path(dataset.data_dir).rglob('*incomplete*'))
+    assert not list(Path(dataset.data_dir, 'image_folder').glob('32px*'))
+    # Once it is mended all is well, and only the progress bar is printed.
+    write(bad, picture(7, 200))
+    capfd.readouterr()
+    assert len(data.load(dataset)) == 16
+    printed = capfd.readouterr()
+    assert printed.out == ''
+    lines = [line for line in printed.err.replace('\r', '\n').split('\n') if line]
+    assert all(line.startswith('Preparing train: ') for line in lines)
+    assert '16/16' in lines[-1]
+
+
+LOAD = """
+import sys
+import ml_collections
+from sagan_jax import data
+data_dir, source_dir = sys.argv[1:]
+dataset = dict(name='image_folder', data_dir=data_dir, source_dir=source_dir, image_size=32,
+               num_classes=3)
+print(len(data.load(ml_collections.ConfigDict(dataset))))
+"""
+
+
+def start_loading(dataset):
+    return subprocess.Popen(
+        [sys.executable, '-c', LOAD, dataset.data_dir, dataset.source_dir],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_in_the_middle(dataset, folder):
+    # Enough work for seconds: one large picture under many names.
+    write(folder / 'cat' / 'large.jpg', picture(1, 1500), quality=90)
+    for number in range(400):
+        os.link(folder / 'cat' / 'large.jpg', folder / 'cat' / f'copy{number}.jpg')
+    process = start_loading(dataset)
+    deadline = time.monotonic() + 60
+    while not list(Path(dataset.data_dir).rglob('*.array_record*')):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert leftovers(dataset)
+    assert not list(Path(dataset.data_dir).rglob('dataset_info.json'))
+
+    # The next start, of the mended folder too, clears it away and prepares everything.
+    for number in range(400):
+        (folder / 'cat' / f'copy{number}.jpg').unlink()
+    assert len(data.load(dataset)) == 16
+    assert not leftovers(dataset)
+    assert len(list(Path(dataset.data_dir, 'image_folder').glob('32px*'))) == 1
+
+
+def test_one_process_prepares_and_the_other_waits(dataset, folder, capsys, monkeypatch):
+    lengths = []
+    loading = threading.Thread(target=lambda: lengths.append(len(data.load(dataset))))
+    root = Path(dataset.data_dir) / 'image_folder'
+    with preparing._alone_in(root):
+        loading.start()
+        loading.join(1)
+        assert loading.is_alive()
+        assert [path.name for path in root.iterdir()] == ['.lock']
+        listing = image_folder.scan(dataset.source_dir)
+        image_folder.builder(listing, 32, dataset.data_dir).download_and_prepare()
+        monkeypatch.setattr(preparing, '_prepare', None)  # once is enough
+    loading.join(30)
+    assert lengths == [15]
+    assert 'Another process is preparing data in' in capsys.readouterr().err
+
+
+def test_number_of_classes(dataset, folder):
+    dataset.num_classes = 4
+    with pytest.raises(UserError, match=r'own has 3 classes .* is 4: .*num_classes=3'):
+        data.load(dataset)
+    assert not Path(dataset.data_dir).exists()
+
+
+def test_no_source_dir(dataset):
+    dataset.name = 'image_folder'
+    with pytest.raises(UserError, match=r'needs --config.dataset.source_dir=FOLDER'):
+        data.load(dataset)
+
+
+def test_missing_folder(dataset, tmp_path):
+    dataset.update(name='image_folder', source_dir=str(tmp_path / 'nowhere'))
+    with pytest.raises(UserError, match=r'no folder .*/nowhere: .*source_dir'):
+        data.load(dataset)
+
+
+def test_empty_folder(dataset, tmp_path):
+    (tmp_path / 'own').mkdir()
+    dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'))
+    with pytest.raises(UserError, match=r'own holds no pictures: put files that end in .bmp'):
+        data.load(dataset)
+
+
+def test_class_folder_without_pictures(dataset, folder):
+    (folder / 'fox').mkdir()
+    with pytest.raises(UserError, match='own/fox holds no pictures: '):
+        data.load(dataset)
+
+
+def test_class_only_to_test(dataset, tmp_path):
+    write(tmp_path / 'own/train/cat/a.png', picture(1))
+    write(tmp_path / 'own/test/cow/a.png', picture(2))
+    dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'), num_classes=1)
+    with pytest.raises(UserError, match=r'pictures of cow in .*own/test but none in .*own/train'):
+        data.load(dataset)
+
+
+def test_no_test_split(dataset, folder):
+    with pytest.raises(UserError, match='image_folder has no split test or validation, only train'):
+        data.load(dataset, 'test')
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_read_only_data_dir(dataset, folder, tmp_path):
+    (tmp_path / 'prepared').mkdir(mode=0o555)
+    with pytest.raises(UserError, match=r'Cannot write prepared data to .*data_dir=FOLDER'):
+        data.load(dataset)
+
+
+def test_data_dir_is_a_file(dataset, folder, tmp_path):
+    (tmp_path / 'prepared').write_text('in the way')
+    with pytest.raises(UserError, match=r'Cannot write prepared data to .*data_dir=FOLDER'):
+        data.load(dataset)
+
+
+def test_something_else_in_the_way(dataset, folder):
+    data.load(dataset)
+    (info,) = Path(dataset.data_dir).rglob('dataset_info.json')
+    info.unlink()
+    with pytest.raises(UserError, match='is not a prepared data set: remove it'):
+        data.load(dataset)
+    assert (info.parent / 'features.json').exists()

@@ -1,0 +1,213 @@
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from sagan_jax import data
+from sagan_jax.errors import UserError
+
+
+def picture(seed, shape=(28, 20)):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+class TinyPictures(tfds.core.GeneratorBasedBuilder):
+    """Grey PNG files of 28×20 in three classes, as TFDS's own data sets store theirs."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    url_infos = None
+    label = tfds.features.ClassLabel(names=['low', 'middle', 'high'])
+    missing_module = None
+
+    def _info(self):
+        features = {'image': tfds.features.Image(shape=(28, 20, 1), encoding_format='png')}
+        if self.label:
+            features['label'] = self.label
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples(30), 'validation': self._generate_examples(6)}
+
+    def _generate_examples(self, count):
+        if self.missing_module:
+            importlib.import_module(self.missing_module)
+        for seed in range(count):
+            file = io.BytesIO()
+            Image.fromarray(picture(seed)).save(file, 'PNG')
+            file.seek(0)
+            yield seed, {'image': file} | ({'label': seed % 3} if self.label else {})
+
+
+class ElsewherePictures(TinyPictures, skip_registration=True):
+    """Prepared by somebody else: TFDS finds the files, not this code."""
+
+    name = 'elsewhere_pictures'
+
+
+class UnlabelledPictures(TinyPictures):
+    label = None
+
+
+class TextOnly(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        raise AssertionError('must not be prepared')
+
+    def _generate_examples(self):
+        raise AssertionError('must not be prepared')
+
+
+@pytest.fixture
+def tiny(dataset):
+    dataset.update(name='tiny_pictures', num_classes=3)
+    return dataset
+
+
+def check_tiny(source, count, labelled=True):
+    assert len(source) == count
+    seen = set()
+    for example in source.examples:
+        assert example['image'].shape == (20, 20, 3)
+        assert example['image'].dtype == np.uint8
+        grey = example['image'][..., 0]
+        assert (example['image'] == grey[..., None]).all()
+        (seed,) = [s for s in range(count) if np.array_equal(grey, picture(s)[4:-4])]
+        assert example['label'] == (seed % 3 if labelled else 0)
+        seen.add(seed)
+    assert seen == set(range(count))
+
+
+def test_prepared_on_first_use(tiny):
+    tiny.image_size = 20
+    source = data.load(tiny)
+    assert source.class_names == ('low', 'middle', 'high')
+    check_tiny(source, 30)
+    check_tiny(data.load(tiny, 'test'), 6)  # which is TFDS's validation
+
+
+def test_prepared_already(dataset):
+    ElsewherePictures(data_dir=dataset.data_dir).download_and_prepare(file_format='array_record')
+    dataset.update(name='elsewhere_pictures', num_classes=3, image_size=20)
+    check_tiny(data.load(dataset), 30)
+
+
+def test_without_labels(dataset):
+    dataset.update(name='unlabelled_pictures', image_size=20)
+    for dataset.num_classes in (0, 1):
+        source = data.load(dataset)
+        assert source.class_names == ('unlabelled_pictures',)
+        check_tiny(source, 30, labelled=False)
+    dataset.num_classes = 10
+    with pytest.raises(UserError, match=r'has 1 classes but .* is 10: .*num_classes=1'):
+        data.load(dataset)
+
+
+def test_resized_on_the_fly(tiny):
+    tiny.image_size = 10
+    source = data.load(tiny)
+    expected = {
+        Image.fromarray(picture(seed)[4:-4]).resize((10, 10), Image.Resampling.BOX).tobytes(): seed
+        for seed in range(30)
+    }
+    # Box and Lanczos agree about what is where.
+    for example in source.examples:
+        assert example['image'].shape == (10, 10, 3)
+        distance = {
+            seed: abs(np.frombuffer(box, np.uint8) - example['image'][..., 0].ravel().astype(int))
+            for box, seed in expected.items()
+        }
+        seed = min(distance, key=lambda seed: distance[seed].mean())
+        assert example['label'] == seed % 3
+        assert distance[seed].mean() < 20
+
+
+def test_shapes_resized_on_the_fly(dataset):
+    dataset.image_size = 64
+    example = data.load(dataset).examples[0]
+    assert example['image'].shape == (64, 64, 3)
+
+
+def test_number_of_classes(tiny):
+    tiny.num_classes = 10
+    with pytest.raises(UserError, match=r'tiny_pictures has 3 classes .* is 10: .*num_classes=3'):
+        data.load(tiny)
+
+
+def test_prepared_as_tfrecord(tiny):
+    data.load(tiny)
+    builder = tfds.builder('tiny_pictures', data_dir=tiny.data_dir)
+    path = builder.data_path / 'dataset_info.json'
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
+    with pytest.raises(UserError, match=r'tiny_pictures/1.0.0 is prepared as tfrecord.*remove it'):
+        data.load(tiny)
+
+
+def test_tensorflow_missing(dataset, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name: name != 'tensorflow' and find_spec(name)
+    )
+    dataset.name = 'cifar10'
+    with pytest.raises(
+        UserError, match=r'needs tensorflow .*cifar10.*: pip install tensorflow-cpu'
+    ):
+        data.load(dataset)
+
+
+def test_another_module_missing(tiny, monkeypatch):
+    monkeypatch.setattr(TinyPictures, 'missing_module', 'no_such_module')
+    with pytest.raises(UserError, match=r'needs no_such_module .* pip install no_such_module'):
+        data.load(tiny)
+
+
+def test_unknown_name(dataset):
+    dataset.name = 'cifar1'
+    with pytest.raises(UserError, match=r'no data set cifar1: did you mean cifar10'):
+        data.load(dataset)
+    dataset.name = 'qqqqqqqq'
+    with pytest.raises(UserError, match=r'no data set qqqqqqqq: is it the name of a TFDS data set'):
+        data.load(dataset)
+    dataset.name = 'image_foldr'
+    with pytest.raises(UserError, match=r'did you mean image_folder'):
+        data.load(dataset)
+
+
+@pytest.mark.parametrize('name', ['cifar10/no_such_config', 'cifar10:9.9.9', 'not a name', ''])
+def test_impossible_name(dataset, name):
+    dataset.name = name
+    with pytest.raises(UserError, match=f'TFDS cannot open {name}: ') as caught:
+        data.load(dataset)
+    assert '\n' not in str(caught.value)
+
+
+def test_no_pictures(dataset):
+    dataset.update(name='text_only', num_classes=0)
+    with pytest.raises(
+        UserError, match='text_only has no pictures under the key "image", only text'
+    ):
+        data.load(dataset)
+
+
+def test_no_such_split(tiny):
+    with pytest.raises(UserError, match='no split extra, only train, validation'):
+        data.load(tiny, 'extra')
+
+
+def test_tensorflow_is_not_imported(dataset):
+    code = 'import sys; import sagan_jax.data; print("tensorflow" in sys.modules)'
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == 'False'

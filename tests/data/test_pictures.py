@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from sagan_jax.data.pictures import read_square
+from sagan_jax.errors import UserError
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+def saved(tmp_path, image, name='picture.png', **options):
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.bmp', 'a.webp', 'a.tiff'])
+def test_lossless_at_its_own_size(tmp_path, noise, name):
+    path = saved(tmp_path, noise, name, **({'lossless': True} if name == 'a.webp' else {}))
+    result = read_square(path, 32)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, noise)
+
+
+@pytest.mark.parametrize('pad', [((5, 5), (0, 0)), ((0, 0), (7, 7)), ((0, 1), (0, 0))])
+def test_crops_the_centre(tmp_path, noise, pad):
+    padded = np.pad(noise, (*pad, (0, 0)))
+    np.testing.assert_array_equal(read_square(saved(tmp_path, padded), 32), noise)
+
+
+def lanczos(row, start, length, size):
+    """Resamples row[start : start + length] along the first axis by the Lanczos-3 kernel.
+
+    Near the ends of the stretch the kernel sees what lies beyond them.
+    """
+    scale = length / size
+    stretch = max(scale, 1)  # to the output's pixels, against aliasing
+    result = []
+    for index in range(size):
+        centre = start + (index + 0.5) * scale
+        distance = (np.arange(len(row)) + 0.5 - centre) / stretch
+        weights = np.sinc(distance) * np.sinc(distance / 3) * (abs(distance) < 3)
+        result.append(np.tensordot(weights / weights.sum(), row, 1))
+    return np.stack(result)
+
+
+@pytest.mark.parametrize('size', [12, 20, 33, 50, 200])
+def test_resizes_by_lanczos(tmp_path, size):
+    picture = np.random.default_rng(1).integers(60, 190, (size, size + 9, 3), np.uint8)
+    result = read_square(saved(tmp_path, picture), 32)
+    columns = lanczos(picture.astype(float).swapaxes(0, 1), 4, size, 32)
+    expected = lanczos(columns.swapaxes(0, 1), 0, size, 32)
+    # Pillow rounds to whole numbers between its two passes.
+    np.testing.assert_allclose(result, np.clip(expected, 0, 255), atol=1.5)
+
+
+def test_one_pixel(tmp_path):
+    path = saved(tmp_path, np.full((1, 1, 3), (10, 200, 30), np.uint8))
+    assert (read_square(path, 32) == (10, 200, 30)).all()
+
+
+def test_grey(tmp_path, noise):
+    result = read_square(saved(tmp_path, noise[..., 0]), 32)
+    np.testing.assert_array_equal(result, np.repeat(noise[..., :1], 3, -1))
+
+
+def test_black_and_white(tmp_path, noise):
+    mask = noise[..., 0] > 127
+    result = read_square(saved(tmp_path, mask), 32)
+    np.testing.assert_array_equal(result, np.repeat(mask[..., None], 3, -1) * 255)
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    grey = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
+    result = read_square(saved(tmp_path, grey), 32)
+    expected = np.floor(grey / 257 + 0.5).astype(np.uint8)
+    assert (expected.min(), expected.max()) == (0, 255)
+    np.testing.assert_array_equal(result, np.repeat(expected[..., None], 3, -1))
+
+
+@pytest.mark.parametrize('channels', ['LA', 'RGBA'])
+def test_transparency_on_white(tmp_path, noise, channels):
+    alpha = np.random.default_rng(2).integers(0, 256, (32, 32, 1), np.uint8)
+    colour = noise[..., :1] if channels == 'LA' else noise
+    result = read_square(saved(tmp_path, np.concatenate([colour, alpha], -1)), 32)
+    share = alpha / 255
+    expected = np.broadcast_to(colour * share + 255 * (1 - share), (32, 32, 3))
+    np.testing.assert_allclose(result, expected, atol=1.01)
+
+
+def test_palette_with_transparency(tmp_path):
+    indices = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 3
+    image = Image.fromarray(indices, 'L').convert('P')
+    palette = [(250, 10, 20), (30, 40, 200), (0, 0, 0)]
+    image.putpalette([value for colour in palette for value in colour])
+    result = read_square(saved(tmp_path, image, transparency=2), 32)
+    expected = np.array([*palette[:2], (255, 255, 255)], np.uint8)[indices]
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_grey_with_a_transparent_value(tmp_path, noise):
+    grey = noise[..., 0]
+    result = read_square(saved(tmp_path, grey, transparency=int(grey[3, 4])), 32)
+    expected = np.where(grey == grey[3, 4], 255, grey)
+    np.testing.assert_array_equal(result, np.repeat(expected[..., None], 3, -1))
+
+
+def test_cmyk(tmp_path):
+    # Whole JPEG blocks of one ink each, so that the compression hardly shows.
+    inks = np.array(
+        [[(255, 0, 0, 0), (0, 255, 0, 0)], [(0, 0, 255, 128), (40, 80, 120, 60)]], np.uint8
+    )
+    image = Image.fromarray(inks.repeat(16, 0).repeat(16, 1), 'CMYK')
+    path = saved(tmp_path, image, 'a.jpg', quality=100, subsampling=0)
+    with Image.open(path) as stored:
+        assert stored.mode == 'CMYK'
+    result = read_square(path, 32)
+    paper = 255 - inks[..., :3].astype(float)
+    expected = (paper * (255 - inks[..., 3:].astype(float)) / 255).repeat(16, 0).repeat(16, 1)
+    np.testing.assert_allclose(result, expected, atol=4)
+
+
+@pytest.mark.parametrize(
+    ('orientation', 'upright'),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, lambda a: np.rot90(a, 1)),
+    ],
+)
+def test_exif_orientation(tmp_path, noise, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    result = read_square(saved(tmp_path, noise, exif=exif), 32)
+    np.testing.assert_array_equal(result, upright(noise))
+
+
+def test_first_frame(tmp_path, noise):
+    frames = [Image.fromarray(noise), Image.fromarray(255 - noise)]
+    path = saved(
+        tmp_path, frames[0], 'a.webp', save_all=True, append_images=frames[1:], lossless=True
+    )
+    with Image.open(path) as stored:
+        assert stored.n_frames == 2
+    np.testing.assert_array_equal(read_square(path, 32), noise)
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
+@pytest.mark.parametrize('share', [0.0, 0.02, 0.5, 0.95])
+def test_truncated(tmp_path, noise, name, share):
+    path = saved(tmp_path, noise, name)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=f'Cannot read the picture .*{name}.* remove it'):
+        read_square(path, 32)

@@ -1,0 +1,29 @@
+"""Each step stands once in the metrics, however often a run was killed."""
+
+import json
+
+from sagan_jax.logs import RunLog
+
+
+def steps(workdir):
+    return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').open()]
+
+
+def test_a_resumed_run_takes_back_later_lines(tmp_path):
+    with RunLog(tmp_path, 0) as log:
+        for step in (1, 2, 3):
+            log.scalars(step, {'loss': step / 2})
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 4, "lo')  # killed in the middle of a line
+    with RunLog(tmp_path, 2) as log:
+        log.scalars(3, {'loss': 9.0})
+    assert steps(tmp_path) == [1, 2, 3]
+    last = (tmp_path / 'metrics.jsonl').read_text().splitlines()[-1]
+    assert json.loads(last) == {'step': 3, 'loss': 9.0}
+
+
+def test_a_new_run_starts_an_empty_record(tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
+    with RunLog(tmp_path, 0):
+        pass
+    assert steps(tmp_path) == []

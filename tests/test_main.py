@@ -1,0 +1,142 @@
+"""The command line: every mistake of a user's ends in one sentence and exit status 2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+SMALL = [
+    '--config', 'configs/image_folder.py',
+    '--config.batch_size=8',
+    '--config.model.architecture=pyramid',
+    '--config.model.generator_width=4',
+    '--config.model.discriminator_width=4',
+    '--config.dataset.image_size=32',
+    '--config.dataset.num_classes=3',
+]  # fmt: skip
+
+
+def run(*arguments, cwd=Path(__file__).parents[1]):
+    root = str(Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, '-m', 'sagan_jax.main', *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {'PYTHONPATH': root},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def assert_refused(result, *parts):
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1
+    assert result.stderr.splitlines()[-1] == lines[0]
+    assert lines[0].endswith('.')
+    assert 'Traceback' not in result.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'parts'),
+    [
+        ([], ['configs/quickstart.py']),
+        (['--config', 'configs/nowhere.py'], ['configs/nowhere.py']),
+        (['--config', 'configs/quickstart.py', '--config.model.depth=3'], ["no key 'depth'"]),
+        (['--config', 'configs/quickstart.py', '--config.seed=one'], ['seed', 'one']),
+        (['--config', 'configs/quickstart.py:feat8'], ['no variants']),
+        (['--config', 'configs/imagenet128.py:feat9'], ["'feat9'", 'feat16', 'no_attention']),
+        (['--config', 'configs/quickstart.py', 'more'], ["'more'"]),
+        (['--verbos'], ['verbos', '--help']),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, parts):
+    assert_refused(run(*arguments), *parts)
+
+
+def test_help():
+    result = run('--help')
+    assert 'python -m sagan_jax.main --config configs/quickstart.py' in result.stdout
+    assert '--workdir' in result.stdout
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    return tiny.picture_folder(tmp_path_factory.mktemp('pictures') / 'source')
+
+
+def missing_folder(pictures, tmp_path):
+    return [f'--config.dataset.source_dir={tmp_path}/nowhere'], ['nowhere']
+
+
+def empty_folder(pictures, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    return [f'--config.dataset.source_dir={tmp_path}/empty'], ['empty']
+
+
+def one_class_fewer(pictures, tmp_path):
+    flags = [f'--config.dataset.source_dir={pictures}', '--config.dataset.num_classes=4']
+    return flags, ['3', '4', '--config.dataset.num_classes=3']
+
+
+def truncated_picture(pictures, tmp_path):
+    folder = tiny.picture_folder(tmp_path / 'bad')
+    victim = folder / 'class1' / '3.png'
+    victim.write_bytes(victim.read_bytes()[:-500])
+    return [f'--config.dataset.source_dir={folder}'], [str(victim)]
+
+
+def indivisible_batch(pictures, tmp_path):
+    return ['--config.batch_size=12'], ['batch_size=12', '8 devices']
+
+
+def impossible_attention(pictures, tmp_path):
+    return ['--config.model.discriminator_attention=(64,)'], ['64', '4, 8, 16']
+
+
+def unwritable_workdir(pictures, tmp_path):
+    (tmp_path / 'file').write_text('')
+    return ['--workdir', tmp_path / 'file' / 'run'], [f'{tmp_path}/file/run']
+
+
+@pytest.mark.parametrize(
+    'mistake',
+    [
+        missing_folder,
+        empty_folder,
+        one_class_fewer,
+        truncated_picture,
+        indivisible_batch,
+        impossible_attention,
+        unwritable_workdir,
+    ],
+)
+def test_mistakes_that_leave_nothing_behind(mistake, pictures, tmp_path):
+    flags, parts = mistake(pictures, tmp_path)
+    before = set(tmp_path.rglob('*'))
+    prepared = tmp_path / 'prepared'
+    defaults = ['--workdir', tmp_path / 'run', f'--config.dataset.data_dir={prepared}']
+    assert_refused(run(*SMALL, *defaults, *flags), *parts)
+    # At most empty folders, and the lock that keeps two processes from preparing at once.
+    left = {path for path in set(tmp_path.rglob('*')) - before if path.is_file()}
+    left = {path for path in left if path.name != '.lock'}
+    assert left == set()
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_workdir_is_named_after_the_configuration(tmp_path, pictures):
+    root = Path(__file__).parents[1]
+    flags = [*SMALL, '--config.num_train_steps=1', f'--config.dataset.source_dir={pictures}']
+    flags[1] = str(root / 'configs' / 'image_folder.py')
+    result = run(*flags, f'--config.dataset.data_dir={tmp_path}/prepared', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'runs' / 'image_folder' / 'samples' / '000001.png').exists()
+    for part in ('3 classes', 'class0 8, class1 8, class2 8', 'starts afresh', 'step 1/1'):
+        assert part in result.stdout

@@ -1,0 +1,80 @@
+"""Frozen generators: σ folded in, statistics of their own, the same images every time."""
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sagan_jax import models, sampling
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def generator_variables():
+    """Parameters far from their initial values, as after training."""
+    generator, _ = models.create(tiny.config())
+    variables = jax.jit(generator.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: (leaf + 0.3 * rng.normal(size=leaf.shape)).astype(np.float32),
+        variables['params'],
+    )
+    return variables | {'params': params}
+
+
+def test_sigma_is_folded_in(generator_variables):
+    before = jax.tree.map(np.array, generator_variables)
+    frozen = sampling.create_freeze(tiny.config())(generator_variables)
+    assert frozen.keys() == {'params', 'batch_stats'}
+    weights = traverse_util.flatten_dict(frozen['params'])
+    kernels = [np.asarray(leaf) for path, leaf in weights.items() if path[-1] == 'kernel']
+    assert len(kernels) == 15
+    for kernel in kernels:
+        sigma = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0]
+        np.testing.assert_allclose(sigma, 1, rtol=2e-3)
+    # With no standing batches the running averages stay; nothing that was given is changed.
+    for path, leaf in traverse_util.flatten_dict(before['batch_stats']).items():
+        np.testing.assert_array_equal(traverse_util.flatten_dict(frozen['batch_stats'])[path], leaf)
+    jax.tree.map(np.testing.assert_array_equal, before, generator_variables)
+
+
+def test_standing_statistics_are_those_of_fresh_batches(generator_variables):
+    """With them, a batch in evaluation mode comes out nearly as in training mode."""
+    config = tiny.config(batch_size=64, batch_norm__standing_batches=4)
+    generator, _ = models.create(config)
+    labels = np.arange(192, dtype=np.int32) % 3
+    z = np.asarray(sampling.fixed_noise(config, labels))
+    apply = jax.jit(generator.apply, static_argnames='train')
+
+    running = sampling.create_freeze(tiny.config(batch_size=64))(generator_variables)
+    standing = sampling.create_freeze(config)(generator_variables)
+    expected, _ = apply(standing, z, labels, train=True)
+    errors = [
+        np.abs(apply(frozen, z, labels, train=False)[0] - expected).mean()
+        for frozen in (standing, running)
+    ]
+    assert errors[0] < 0.1 * errors[1]
+
+
+def test_samples_are_rounded_pixels(generator_variables):
+    config = tiny.config()
+    frozen = sampling.create_freeze(config)(generator_variables)
+    labels = sampling.grid_labels(config, 2, 3)
+    z = sampling.fixed_noise(config, labels)
+    images = sampling.create_sampler(config)(frozen, z, labels)
+    assert images.dtype == np.uint8
+    assert images.shape == (6, 32, 32, 3)
+    generator, _ = models.create(config)
+    floats, _ = jax.jit(generator.apply, static_argnames='train')(frozen, z, labels, train=False)
+    assert np.abs(images / 127.5 - 1 - floats).max() <= 0.5 / 127.5 + 1e-5
+    assert len(np.unique(images.reshape(6, -1), axis=0)) == 6
+
+
+@pytest.mark.parametrize(
+    ('num_classes', 'rows', 'expected'),
+    [(3, 10, [0, 1, 2]), (10, 10, list(range(10))), (1000, 3, [0, 500, 999]), (0, 10, [0])],
+)
+def test_grid_labels(num_classes, rows, expected):
+    labels = sampling.grid_labels(tiny.config(dataset__num_classes=num_classes), rows, 4)
+    np.testing.assert_array_equal(labels, np.repeat(expected, 4))
+    assert labels.dtype == np.int32
