@@ -16,10 +16,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from sagan_jax.data import image_folder
-from sagan_jax.data.pictures import square
 from sagan_jax.data.preparing import prepared, quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
+from sagan_jax.pictures import square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _convert(example: dict[str, Any], image_size: int, labelled: bool) -> dict[s
     label = example['label'] if labelled else 0
     if label < 0:
         raise UserError('The data set has pictures without a label: choose another split.')
-    return {'image': square(image, image_size), 'label': label}
+    return {'image': np.asarray(square(image, image_size)), 'label': label}
 
 
 def _one_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
 from sagan_jax.metrics import inception, manifold, pictures, scores
 from sagan_jax.metrics.features import Collected, collect, on_local_devices
+from sagan_jax.pictures import read
 
 PAIRS = 10_000  # pictures of each folder, at most, for the scores over pairs of samples
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
@@ -113,7 +114,7 @@ def _score(options: argparse.Namespace) -> list[dict]:
     real, fake = gather('real'), gather('fake')
 
     # ---- scores, each with its protocol ----
-    height, width, _ = pictures.read(like).shape
+    height, width, _ = read(like).shape
     protocol = {
         **folders,
         'image_size': [height, width],

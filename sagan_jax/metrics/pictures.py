@@ -7,11 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from sagan_jax.errors import UserError
-
-SUFFIXES = frozenset({'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
+from sagan_jax.pictures import SUFFIXES, read
 
 
 def find(folder: str | os.PathLike, seed: int) -> list[Path]:
@@ -30,21 +28,6 @@ def find(folder: str | os.PathLike, seed: int) -> list[Path]:
             f'{", ".join(sorted(SUFFIXES))}.'
         )
     return [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))]
-
-
-def read(path: Path) -> np.ndarray:
-    """One picture as uint8 [H, W, 3]; grey becomes RGB, transparency is ignored.
-
-    Raises UserError when the file cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert('RGB'))
-    # What Pillow raises on a damaged file depends on the format.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f'Cannot read the picture {path} ({error}): replace it or remove it.'
-        ) from error
 
 
 def batches(paths: list[Path], batch_size: int, like: Path) -> Iterator[np.ndarray]:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from PIL import Image
+from sagan_jax.pictures import read_square
 
-from sagan_jax.data.pictures import read_square
 from sagan_jax.errors import UserError
 
 
