@@ -65,6 +65,7 @@ def _default_workdir() -> Path:
 def run() -> None:
     """The command line, where a mistake of the user's ends in one sentence and status 2."""
     logging.set_verbosity(logging.WARNING)
+    sys.stdout.reconfigure(line_buffering=True)  # progress shows in log files too
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:

@@ -40,7 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
     # ---- Data. ---------------------------------------------------------------------------------
     source = data.load(config.dataset, 'train')
-    summary = data.summary(source, config.seed)
+    summary = data.summary(source, config.seed, per_class=GRID_COLUMNS)
 
     # ---- State: the newest checkpoint, or a new beginning. -------------------------------------
     workdir.mkdir(parents=True, exist_ok=True)
@@ -50,11 +50,16 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
     restored = checkpoints.restore(manager, state)
     state = replicate(state if restored is None else restored)
     step = int(state.step)
+    if step % config.steps_per_call:
+        raise UserError(
+            f'The newest checkpoint is of step {step}, which is not a multiple of '
+            f'steps_per_call={config.steps_per_call}: choose one that divides it.'
+        )
     checkpoints.write_configuration(workdir, config)
     if restored is None:
         print(f'run            starts afresh in {workdir}, {config.num_train_steps:,} steps')
     else:
-        print(f'run            resumes in {workdir} from step {step:,}', flush=True)
+        print(f'run            resumes in {workdir} from step {step:,}')
     if step >= config.num_train_steps:
         print(f'               {step:,} of {config.num_train_steps:,} steps are done already')
 
@@ -88,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
             _save_reals(workdir, summary, labels)
             save_samples(log)
         in_flight = collections.deque()
-        last_log, started = (step, time.monotonic()), time.monotonic()
+        last_log, compiling_since = (step, time.monotonic()), time.monotonic()
         for images, image_labels in batches:
             state, metrics = train_step(state, images, image_labels)
             step += config.steps_per_call
@@ -97,10 +102,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
             if len(in_flight) > 2:
                 jax.block_until_ready(in_flight.popleft())
 
-            if started:
+            if compiling_since:
                 jax.block_until_ready(metrics)
-                print(f'first step     after {time.monotonic() - started:.0f} s of compilation')
-                last_log, started = (step, time.monotonic()), None
+                seconds = time.monotonic() - compiling_since
+                print(f'first step     after {seconds:.0f} s of compilation')
+                last_log, compiling_since = (step, time.monotonic()), None
 
             if due(config.log_every) or due(config.checkpoint_every):
                 values = {name: float(value[-1]) for name, value in metrics.items()}
@@ -208,7 +214,7 @@ def _log_line(config, log, step, values, last_log, images_per_step) -> tuple[int
     if rate:
         left = (config.num_train_steps - step) / steps_per_second
         line += f'  {rate["images_per_second"]:,.0f} images/s  {_duration(left)} left'
-    print(line, flush=True)
+    print(line)
     return step, now
 
 

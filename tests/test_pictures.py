@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sagan_jax.pictures import read_square
 
 from sagan_jax.errors import UserError
+from sagan_jax.pictures import read_square
 
 
 @pytest.fixture

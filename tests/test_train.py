@@ -150,6 +150,9 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
     longer = config.copy_and_resolve_references()
     longer.num_train_steps = 10
     checkpoints.check_configuration(workdir, longer)
+    longer.steps_per_call = longer.log_every = 2
+    with pytest.raises(UserError, match='checkpoint is of step 5, which is not a multiple'):
+        train(longer, workdir)
 
 
 def test_steps_that_do_not_divide_are_refused(pictures, tmp_path):

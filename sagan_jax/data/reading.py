@@ -20,7 +20,7 @@ class Summary(NamedTuple):
     label_counts: np.ndarray  # int64 [classes]
     minimum: int  # of all pixels
     maximum: int
-    images: tuple[np.ndarray, ...]  # of each class the first up to 8, uint8 [n, S, S, 3]
+    images: tuple[np.ndarray, ...]  # of each class the first ones, uint8 [n, S, S, 3]
 
 
 def batches(
@@ -59,8 +59,8 @@ def batches(
     return iter(steps.map(read).to_iter_dataset(options))
 
 
-def summary(source: Source, seed: int, count: int = 2000) -> Summary:
-    """Describes the first `count` pictures that a run with `seed` trains on."""
+def summary(source: Source, seed: int, per_class: int, count: int = 2000) -> Summary:
+    """Describes the first `count` pictures that a run with `seed` trains on, and keeps a few."""
     count = min(count, len(source))
     size = min(count, 100)
     images, labels = map(
@@ -72,5 +72,7 @@ def summary(source: Source, seed: int, count: int = 2000) -> Summary:
         label_counts=np.bincount(labels, minlength=len(source.class_names)),
         minimum=int(images.min()),
         maximum=int(images.max()),
-        images=tuple(images[labels == label][:8] for label in range(len(source.class_names))),
+        images=tuple(
+            images[labels == label][:per_class] for label in range(len(source.class_names))
+        ),
     )

@@ -123,7 +123,7 @@ def test_a_damaged_file_is_an_error(dataset):
 def test_summary():
     labels = np.array([0] * 60 + [1] * 35 + [2] * 5)
     source = source_of(100, labels)
-    whole = data.summary(source, seed=0)
+    whole = data.summary(source, seed=0, per_class=8)
     assert whole.count == 100
     np.testing.assert_array_equal(whole.label_counts, [60, 35, 5])
     pixels = np.stack([example['image'] for example in source.examples])
@@ -135,7 +135,7 @@ def test_summary():
 
 def test_summary_of_the_first_of_the_order():
     source = source_of(700)
-    part = data.summary(source, seed=4, count=250)
+    part = data.summary(source, seed=4, per_class=8, count=250)
     assert part.count == 250
     order = stream(source, 4, 250, 1)
     np.testing.assert_array_equal(part.label_counts, np.bincount(order % 3))
@@ -145,7 +145,7 @@ def test_summary_of_the_first_of_the_order():
 def test_summary_of_a_dark_data_set():
     source = source_of(10)
     dark = [{'image': np.full((8, 8, 3), 17, np.uint8), 'label': 1}] * 10
-    result = data.summary(data.Source(dark, source.class_names, 8), seed=0)
+    result = data.summary(data.Source(dark, source.class_names, 8), seed=0, per_class=8)
     assert (result.minimum, result.maximum) == (17, 17)
     np.testing.assert_array_equal(result.label_counts, [0, 10, 0])
     assert [len(images) for images in result.images] == [0, 8, 0]
