@@ -14,8 +14,8 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
-    config.num_train_steps = 1000
-    config.batch_size = 32
+    config.num_train_steps = 2000
+    config.batch_size = 16
     config.discriminator_steps = 1
 
     config.dataset.name = 'shapes'
@@ -29,8 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.generator_attention = (16,)
     config.model.discriminator_attention = (16,)
 
-    config.optimizer.generator_lr = 2e-4
-    config.optimizer.discriminator_lr = 4e-4
+    config.optimizer.generator_lr = 1e-3
+    config.optimizer.discriminator_lr = 2e-3
     config.optimizer.b1 = 0.0
     config.optimizer.b2 = 0.9
 
@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.ema.start_step = 100
     config.batch_norm.standing_batches = 16
 
-    config.log_every = 20
-    config.sample_every = 200
-    config.checkpoint_every = 200
+    config.log_every = 50
+    config.sample_every = 250
+    config.checkpoint_every = 250
     return config
