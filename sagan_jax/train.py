@@ -134,10 +134,20 @@ def _save_reals(workdir: Path, summary: data.Summary, labels: np.ndarray) -> Non
 
 
 def _check_schedule(config) -> None:
-    for key in ('log_every', 'sample_every', 'checkpoint_every', 'num_train_steps'):
-        if config[key] < 1 or config[key] % config.steps_per_call:
+    in_steps = ('num_train_steps', 'log_every', 'sample_every', 'checkpoint_every')
+    for key in (
+        'batch_size',
+        'steps_per_call',
+        'discriminator_steps',
+        'keep_checkpoints',
+        *in_steps,
+    ):
+        if config[key] < 1:
+            raise UserError(f'{key}={config[key]} should be 1 or more.')
+    for key in in_steps:
+        if config[key] % config.steps_per_call:
             raise UserError(
-                f'{key}={config[key]} is not a positive multiple of '
+                f'{key}={config[key]} is not a multiple of '
                 f'steps_per_call={config.steps_per_call}: change one of the two.'
             )
 
