@@ -229,6 +229,40 @@ def test_average_follows_from_its_start_step(first_step):
     chex.assert_trees_all_close(second.ema_params, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_noise_is_a_function_of_the_step():
+    """The same state and batch at another step number: other fakes, for both updates."""
+    used, history = jax.devices()[:1], []
+    train_step = create_train_step(base(), used)
+    for step in (0, 0, 1):
+        state = create_state(base())._replace(step=np.int32(step))
+        _, metrics = train_step(replicate(state, used), *tiny.batch(base()))
+        history.append(jax.tree.map(np.array, metrics))
+    assert history[0] == history[1]
+    for name in ('fake_logit', 'generator_loss', 'real_logit'):  # the last by its mirroring
+        assert abs(history[0][name] - history[2][name]) > 1e-5
+
+
+def test_a_step_with_everything_switched_the_other_way():
+    config = base(
+        dtype='bfloat16',
+        loss='non_saturating',
+        model__conditioning='none',
+        model__generator_attention=(),
+        spectral_norm__generator=False,
+    )
+    state, (metrics,) = run(config, 2, 1)
+    assert all(np.isfinite(value).all() for value in metrics.values())
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert state.generator['spectral_stats'] == {}
+    assert metrics['generator_sigma'] == 0 < metrics['discriminator_sigma']
+    assert 'generator_gamma16' not in metrics
+    assert 'embed' not in state.discriminator['params']
+    # The loss is convex in the logits, so at least that of their means (Jensen).
+    least = np.logaddexp(0, -metrics['real_logit']) + np.logaddexp(0, metrics['fake_logit'])
+    assert least <= metrics['discriminator_loss'] < least + 5
+    assert metrics['generator_loss'] > 0
+
+
 def test_seeds_differ():
     states = [create_state(base(seed=seed)) for seed in (0, 0, 1)]
     chex.assert_trees_all_equal(states[0], states[1])
