@@ -229,17 +229,21 @@ def test_average_follows_from_its_start_step(first_step):
     chex.assert_trees_all_close(second.ema_params, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_noise_is_a_function_of_the_step():
-    """The same state and batch at another step number: other fakes, for both updates."""
+def test_randomness_is_a_function_of_the_step():
+    """The same state and batch at another step number: other fakes in both updates, other flips.
+
+    At a learning rate of 0 each of these shows in a metric of its own.
+    """
+    config = base(optimizer__discriminator_lr=0.0)
     used, history = jax.devices()[:1], []
-    train_step = create_train_step(base(), used)
+    train_step = create_train_step(config, used)
     for step in (0, 0, 1):
-        state = create_state(base())._replace(step=np.int32(step))
-        _, metrics = train_step(replicate(state, used), *tiny.batch(base()))
+        state = create_state(config)._replace(step=np.int32(step))
+        _, metrics = train_step(replicate(state, used), *tiny.batch(config))
         history.append(jax.tree.map(np.array, metrics))
     assert history[0] == history[1]
-    for name in ('fake_logit', 'generator_loss', 'real_logit'):  # the last by its mirroring
-        assert abs(history[0][name] - history[2][name]) > 1e-5
+    for name in ('fake_logit', 'generator_loss', 'real_logit'):
+        assert abs(history[0][name] - history[2][name]) > 1e-4 * abs(history[0][name])
 
 
 def test_a_step_with_everything_switched_the_other_way():
