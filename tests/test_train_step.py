@@ -29,10 +29,19 @@ def open_gammas(state):
 
 
 def base(**overrides):
-    """One configuration for nearly every test here: each other one is compiled anew."""
-    return tiny.config(
-        **{'ema__decay': 0.5, 'ema__start_step': 1, 'dataset__flip': True} | overrides
-    )
+    """One configuration for nearly every test here: each other one is compiled anew.
+
+    Adam moves a parameter whose gradient is only rounding noise, like a bias in front of batch
+    norm, by its whole rate in a random direction. An epsilon above that noise keeps this out of
+    comparisons over several steps.
+    """
+    settings = {
+        'ema__decay': 0.5,
+        'ema__start_step': 1,
+        'dataset__flip': True,
+        'optimizer__epsilon': 1e-6,
+    }
+    return tiny.config(**settings | overrides)
 
 
 def run(config, devices, steps):
@@ -184,7 +193,7 @@ def test_one_step_by_its_rules(first_step, on_devices):
         mu = getattr(after, f'{network}_opt')[0].mu
         for leaves in zip(*map(jax.tree.leaves, (old, new, mu)), strict=True):
             a, b, gradient = (np.atleast_1d(leaf) for leaf in leaves)
-            clear = np.abs(gradient) > 1e-5
+            clear = np.abs(gradient) > 1e-4
             expected = -rate * np.sign(gradient)
             np.testing.assert_allclose((b - a)[clear], expected[clear], rtol=2e-2, atol=1e-6)
     assert not np.array_equal(
