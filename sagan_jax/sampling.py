@@ -9,7 +9,7 @@ import numpy as np
 
 from sagan_jax import models, spectral_norm
 from sagan_jax.models import Variables
-from sagan_jax.streams import Stream, stream_key
+from sagan_jax.streams import Stream, draw_noise, stream_key
 
 
 def create_freeze(config: ml_collections.ConfigDict) -> Callable[[Variables], Variables]:
@@ -37,11 +37,7 @@ def create_freeze(config: ml_collections.ConfigDict) -> Callable[[Variables], Va
 
     @jax.jit
     def moments(weights, batch_stats, index):
-        z_key, labels_key = jax.random.split(
-            stream_key(config.seed, Stream.STANDING_STATISTICS, index)
-        )
-        z = jax.random.normal(z_key, (config.batch_size, config.model.z_dim))
-        labels = jax.random.randint(labels_key, (config.batch_size,), 0, _classes(config))
+        z, labels = draw_noise(config, Stream.STANDING_STATISTICS, index)
         _, stats = moments_generator.apply(
             {'params': weights, 'batch_stats': batch_stats}, z, labels, train=True
         )
@@ -87,10 +83,6 @@ def grid_labels(config: ml_collections.ConfigDict, rows: int, columns: int) -> n
 
     Of more than `rows` classes, `rows` are taken that lie evenly among them.
     """
-    classes = _classes(config)
+    classes = max(config.dataset.num_classes, 1)
     chosen = np.linspace(0, classes - 1, min(rows, classes)).round().astype(np.int32)
     return np.repeat(chosen, columns)
-
-
-def _classes(config: ml_collections.ConfigDict) -> int:
-    return max(config.dataset.num_classes, 1)

@@ -3,6 +3,7 @@
 import enum
 
 import jax
+import ml_collections
 
 
 class Stream(enum.IntEnum):
@@ -20,3 +21,13 @@ class Stream(enum.IntEnum):
 def stream_key(seed: int, stream: Stream, step: int | jax.Array = 0) -> jax.Array:
     """The typed key of `stream` at `step`: `fold_in(fold_in(key(seed), stream), step)`."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+
+
+def draw_noise(
+    config: ml_collections.ConfigDict, stream: Stream, step: int | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A global batch of z, float32 [B, z_dim], standard normal, and labels, int32 [B], uniform."""
+    z_key, labels_key = jax.random.split(stream_key(config.seed, stream, step))
+    z = jax.random.normal(z_key, (config.batch_size, config.model.z_dim))
+    classes = max(config.dataset.num_classes, 1)
+    return z, jax.random.randint(labels_key, (config.batch_size,), 0, classes)

@@ -127,7 +127,7 @@ def _save_reals(workdir: Path, summary: data.Summary, labels: np.ndarray) -> Non
     size = summary.images[0].shape[1]
     cells = np.full((len(labels), size, size, 3), 255, np.uint8)
     for row in range(0, len(labels), GRID_COLUMNS):
-        found = summary.images[labels[row]][:GRID_COLUMNS]
+        found = summary.images[labels[row]]
         cells[row : row + len(found)] = found
     grid = figures.image_grid(cells, GRID_COLUMNS)
     figures.save_png(workdir / 'samples' / 'reals.png', grid)

@@ -22,7 +22,7 @@ from jax import lax
 from sagan_jax import losses, models, spectral_norm
 from sagan_jax.errors import UserError
 from sagan_jax.models import Variables
-from sagan_jax.streams import Stream, stream_key
+from sagan_jax.streams import Stream, draw_noise, stream_key
 
 AXIS = 'batch'
 Metrics = dict[str, jax.Array]
@@ -117,12 +117,8 @@ def create_train_step(
         return lax.dynamic_slice_in_dim(array, lax.axis_index(AXIS) * local_batch, local_batch)
 
     def noise(stream, step):
-        """z float32 [b, z_dim] and labels int32 [b], uniform over the classes."""
-        z_key, labels_key = jax.random.split(stream_key(config.seed, stream, step))
-        z = jax.random.normal(z_key, (config.batch_size, config.model.z_dim))
-        labels = jax.random.randint(
-            labels_key, (config.batch_size,), 0, max(config.dataset.num_classes, 1)
-        )
+        """This device's z float32 [b, z_dim] and labels int32 [b]."""
+        z, labels = draw_noise(config, stream, step)
         return rows(z), rows(labels)
 
     def real_images(images, update):
