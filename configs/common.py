@@ -65,5 +65,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample_every = 1000
     config.checkpoint_every = 1000
     config.keep_checkpoints = 3  # the newest; the last step is among them
+    config.evaluate_every = 0  # scores while training; 0: none
+
+    config.evaluation = evaluation = ml_collections.ConfigDict()
+    # 'inception', the network of the literature, or 'in_domain', a small classifier of our own
+    # that is trained on the data set.
+    evaluation.features = 'inception'
+    evaluation.inception_weights = config_dict.placeholder(str)  # a file; default: a download
+    evaluation.split = 'train'  # of the real pictures: 'train' or 'test'
+    evaluation.num_samples = 50_000  # generated images
+    evaluation.training_samples = 10_000  # the same for scores while training
+    evaluation.pair_samples = 10_000  # on either side for KID, precision, recall and their like
+    evaluation.intra_fid_samples = 0  # images of each class for intra FID; 0: no intra FID
+    evaluation.splits = 10  # of the Inception Score; the authors' code has 1
+    evaluation.round_to_uint8 = True  # the authors' code scores the generator's floats
+    evaluation.best = 'fid'  # 'fid' or 'is': of which the best checkpoint is kept while training
+    evaluation.batch_size = 64  # images at a time; changes no score
 
     return config

@@ -42,4 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 50
     config.sample_every = 250
     config.checkpoint_every = 250
+    config.evaluate_every = 500
+
+    config.evaluation.features = 'in_domain'
+    config.evaluation.num_samples = 10_000
+    config.evaluation.training_samples = 2000
     return config

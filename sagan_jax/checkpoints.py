@@ -24,21 +24,25 @@ FREE_KEYS = (
     'sample_every',
     'checkpoint_every',
     'keep_checkpoints',
+    'evaluate_every',
     'dataset.data_dir',
 )
+FREE_SECTIONS = ('evaluation.',)
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
-def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
-    """Orbax's manager of `workdir/checkpoints`: asynchronous, each step whole or not there.
+def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """Orbax's manager of a folder of checkpoints: asynchronous, each step whole or not there.
 
     Args:
-      workdir: the run's folder.
-      keep: how many of the newest checkpoints stay.
+      folder: a run's `checkpoints/` or `best/`.
+      keep: how many of the newest checkpoints stay; None for one who only reads.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager((workdir / 'checkpoints').absolute(), options=options)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=keep is not None, cleanup_tmp_directories=keep is not None
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
@@ -47,20 +51,29 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     manager.save(step, args=ocp.args.StandardSave(jax.tree.map(np.array, state)))
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
-    """The newest checkpoint as host arrays in the structure of `like`; None if there is none."""
-    step = manager.latest_step()
+def restore(manager: ocp.CheckpointManager, like: Any, step: int | None = None) -> Any | None:
+    """The checkpoint of a step, or the newest, as host arrays in the structure of `like`.
+
+    None if there is none. Raises UserError if it holds something else than `like`.
+    """
+    step = manager.latest_step() if step is None else step
     if step is None:
         return None
     template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    return manager.restore(step, args=ocp.args.StandardRestore(template))
+    try:
+        return manager.restore(step, args=ocp.args.StandardRestore(template))
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f'The checkpoint {manager.directory / str(step)} does not hold the generator and the '
+            'discriminator of this configuration: remove it, or choose another step or --workdir.'
+        ) from error
 
 
 def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Refuses to go on with the checkpoints of another configuration.
 
     Raises:
-      UserError: naming the keys that differ, other than `FREE_KEYS`.
+      UserError: naming the keys that differ, other than `FREE_KEYS` and those of `FREE_SECTIONS`.
     """
     path = workdir / 'config.json'
     if not any(entry.name.isdigit() for entry in (workdir / 'checkpoints').glob('*')):
@@ -75,13 +88,17 @@ def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> Non
     different = [
         f'{key} ({before.get(key, "missing")} there, {now.get(key, "missing")} here)'
         for key in sorted(before.keys() | now.keys())
-        if before.get(key, '') != now.get(key, '') and key not in FREE_KEYS
+        if before.get(key, '') != now.get(key, '') and not _is_free(key)
     ]
     if different:
         raise UserError(
             f'The checkpoints in {workdir} belong to another configuration, '
             f'{", ".join(different)}: choose another --workdir or the same configuration.'
         )
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE_KEYS or key.startswith(FREE_SECTIONS)
 
 
 def write_configuration(workdir: Path, config: ml_collections.ConfigDict) -> None:

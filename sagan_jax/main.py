@@ -1,5 +1,7 @@
 """Trains SAGAN: python -m sagan_jax.main --config configs/quickstart.py
 
+With --mode evaluate it scores the checkpoints of a run instead.
+
 A configuration file may have variants, chosen as --config configs/imagenet128.py:feat32, and any
 of its keys can be changed: --config.batch_size=64 --config.optimizer.generator_lr=2e-4
 """
@@ -18,6 +20,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run; by default runs/ and the name of the configuration.'
 )
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'newest', 'What to evaluate: newest, best, all, or the step of a checkpoint.'
+)
 
 
 def main(argv: list[str]) -> None:
@@ -26,9 +32,14 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise UserError('No configuration was given: try --config configs/quickstart.py.')
     # Imported late, so that --help and mistakes on the command line are answered at once.
+    from sagan_jax.evaluate import evaluate
     from sagan_jax.train import train
 
-    train(_CONFIG.value, _WORKDIR.value or _default_workdir())
+    workdir = Path(_WORKDIR.value or _default_workdir())
+    if _MODE.value == 'evaluate':
+        evaluate(_CONFIG.value, workdir, _CHECKPOINT.value)
+    else:
+        train(_CONFIG.value, workdir)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -66,10 +66,14 @@ def create_sampler(
 
     @jax.jit
     def sample(frozen, z, labels):
-        images, _ = generator.apply(frozen, z, labels, train=False)
-        return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
+        return levels(generator.apply(frozen, z, labels, train=False)[0])
 
     return lambda frozen, z, labels: np.asarray(sample(frozen, z, labels))
+
+
+def levels(images: jax.Array) -> jax.Array:
+    """Images in [-1, 1] as uint8, rounded to the nearest."""
+    return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 
 
 def fixed_noise(config: ml_collections.ConfigDict, labels: np.ndarray) -> jax.Array:

@@ -16,6 +16,8 @@ class Stream(enum.IntEnum):
     AUGMENTATION = 4
     SAMPLING = 5  # the fixed noise of the sample grids
     STANDING_STATISTICS = 6  # noise over which a frozen generator's batch statistics are taken
+    EVALUATION_NOISE = 7  # z of the images that are scored, a step for each image
+    EVALUATION_LABELS = 8
 
 
 def stream_key(seed: int, stream: Stream, step: int | jax.Array = 0) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from sagan_jax import checkpoints, data, figures, models, sampling
+from sagan_jax import checkpoints, data, evaluate, figures, models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.logs import RunLog
 from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
@@ -46,7 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
     workdir.mkdir(parents=True, exist_ok=True)
     state = create_state(config)
     _describe(config, source, summary, state)
-    manager = checkpoints.open_manager(workdir, config.keep_checkpoints)
+    manager = checkpoints.open_manager(workdir / 'checkpoints', config.keep_checkpoints)
     restored = checkpoints.restore(manager, state)
     state = replicate(state if restored is None else restored)
     step = int(state.step)
@@ -74,6 +74,25 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
         grid = figures.image_grid(images, GRID_COLUMNS)
         figures.save_png(workdir / 'samples' / f'{step:06d}.png', grid)
         log.image(step, 'samples', grid)
+
+    # ---- Scores. -------------------------------------------------------------------------------
+    if config.evaluate_every:
+        score = evaluate.create_evaluator(
+            config, config.evaluation.training_samples, progress=False
+        )
+        best = checkpoints.open_manager(workdir / 'best', keep=1)
+
+    def save_scores(log):
+        generator, ema_params = single_copy((state.generator, state.ema_params))
+        rows = score(step, generator | {'params': ema_params})
+        is_best = evaluate.is_best(config, workdir, rows, best.latest_step())
+        evaluate.write(workdir, step, rows)
+        values = {row['name']: row['value'] for row in rows}
+        log.scalars(step, values)
+        line = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+        print(f'scores         {line}{"  (best)" if is_best else ""}')
+        if is_best:
+            checkpoints.save(best, step, single_copy(state))
 
     # ---- The loop. -----------------------------------------------------------------------------
     images_per_step = config.batch_size * config.discriminator_steps
@@ -117,8 +136,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
                 save_samples(log)
             if due(config.checkpoint_every):
                 checkpoints.save(manager, step, single_copy(state))
-        manager.wait_until_finished()
+            if config.evaluate_every and due(config.evaluate_every):
+                since = time.monotonic()
+                save_scores(log)
+                # Minutes, perhaps, that are not the step's.
+                last_log = last_log[0], last_log[1] + time.monotonic() - since
     manager.close()
+    if config.evaluate_every:
+        best.close()
     print(f'done           {workdir}: samples/, checkpoints/, metrics.jsonl, tensorboard/')
 
 
@@ -135,6 +160,8 @@ def _save_reals(workdir: Path, summary: data.Summary, labels: np.ndarray) -> Non
 
 def _check_schedule(config) -> None:
     in_steps = ('num_train_steps', 'log_every', 'sample_every', 'checkpoint_every')
+    if config.evaluate_every:
+        in_steps += ('evaluate_every',)
     for key in (
         'batch_size',
         'steps_per_call',

@@ -138,5 +138,5 @@ def test_the_workdir_is_named_after_the_configuration(tmp_path, pictures):
     result = run(*flags, f'--config.dataset.data_dir={tmp_path}/prepared', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'runs' / 'image_folder' / 'samples' / '000001.png').exists()
-    for part in ('3 classes', 'class0 8, class1 8, class2 8', 'starts afresh', 'step 1/1'):
+    for part in ('3 classes', 'class0 12, class1 12, class2 12', 'starts afresh', 'step 1/1'):
         assert part in result.stdout

@@ -19,6 +19,8 @@ from PIL import Image
 
 from sagan_jax import checkpoints
 from sagan_jax.errors import UserError
+from sagan_jax.evaluate import evaluate
+from sagan_jax.metrics import in_domain
 from sagan_jax.train import train
 from sagan_jax.train_step import create_state
 from tests import tiny
@@ -43,7 +45,7 @@ def read_metrics(workdir):
 
 
 def read_state(workdir, config):
-    manager = checkpoints.open_manager(workdir, config.keep_checkpoints)
+    manager = checkpoints.open_manager(workdir / 'checkpoints')
     state = checkpoints.restore(manager, create_state(config))
     manager.close()
     return state
@@ -60,7 +62,9 @@ def without_rates(metrics):
 def finished(pictures, tmp_path_factory):
     """A finished run of four steps, its output, and the keys of its configuration it read."""
     workdir = tmp_path_factory.mktemp('finished')
-    config = configuration(pictures, batch_norm__standing_batches=2, num_train_steps=5)
+    config = configuration(
+        pictures, batch_norm__standing_batches=2, num_train_steps=5, evaluate_every=5
+    )
     prefixes = {id(config): ''} | {
         id(value): f'{key}.'
         for key, value in config.items()
@@ -82,7 +86,13 @@ def finished(pictures, tmp_path_factory):
         for method in ('__getattr__', '__getitem__'):
             original = getattr(ml_collections.ConfigDict, method)
             patch.setattr(ml_collections.ConfigDict, method, recording(original))
+        patch.setattr(in_domain, 'STEPS', 10)
         train(config, workdir)
+        evaluate(config, workdir)
+        config.evaluation.update({'features': 'inception', 'inception_weights': '/nowhere.pb'})
+        with pytest.raises(UserError, match='nowhere'):
+            evaluate(config, workdir)
+        config.evaluation.update({'features': 'in_domain', 'inception_weights': None})
     return config, workdir, read
 
 
@@ -96,7 +106,8 @@ def test_every_key_is_read(finished):
 def test_what_a_run_leaves(finished):
     config, workdir, _ = finished
     assert {path.name for path in workdir.iterdir()} == {
-        'config.json', 'metrics.jsonl', 'tensorboard', 'samples', 'checkpoints'
+        'config.json', 'metrics.jsonl', 'tensorboard', 'samples', 'checkpoints',
+        'evaluation', 'best',
     }  # fmt: skip
     record = json.loads((workdir / 'config.json').read_text())
     assert record['config'] == json.loads(config.to_json())
@@ -110,7 +121,7 @@ def test_what_a_run_leaves(finished):
     assert list((workdir / 'tensorboard').glob('events*'))
 
     metrics = read_metrics(workdir)
-    assert [line['step'] for line in metrics] == [1, 2, 3, 4, 5]
+    assert [line['step'] for line in metrics] == [1, 2, 3, 4, 5, 5]  # the last holds scores
     assert all(np.isfinite(list(line.values())).all() for line in metrics)
     # The newest are kept, and the last step is among them although 2 does not divide it.
     steps = {int(path.name) for path in (workdir / 'checkpoints').iterdir()}
@@ -151,6 +162,7 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
     longer.num_train_steps = 10
     checkpoints.check_configuration(workdir, longer)
     longer.steps_per_call = longer.log_every = 2
+    longer.evaluate_every = 0
     with pytest.raises(UserError, match='checkpoint is of step 5, which is not a multiple'):
         train(longer, workdir)
 

@@ -24,6 +24,11 @@ def config(**overrides) -> ml_collections.ConfigDict:
             'log_every': 1,
             'sample_every': 4,
             'checkpoint_every': 2,
+            'evaluation.features': 'in_domain',
+            'evaluation.num_samples': 50,
+            'evaluation.training_samples': 40,
+            'evaluation.pair_samples': 30,
+            'evaluation.splits': 2,
         }
     )
     tiny.update_from_flattened_dict({k.replace('__', '.'): v for k, v in overrides.items()})
@@ -39,7 +44,7 @@ def batch(config: ml_collections.ConfigDict, seed: int = 0) -> tuple[np.ndarray,
     return images, rng.integers(0, config.dataset.num_classes, count).astype(np.int32)
 
 
-def picture_folder(folder: Path, classes: int = 3, count: int = 8) -> Path:
+def picture_folder(folder: Path, classes: int = 3, count: int = 12) -> Path:
     """A folder of class folders of 32×32 PNG files, each class of its own brightness."""
     rng = np.random.default_rng(0)
     for label in range(classes):

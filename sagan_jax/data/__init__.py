@@ -1,6 +1,6 @@
 """Pictures and labels: prepared once, then batches as a function of (seed, step)."""
 
 from sagan_jax.data.loading import Source, load
-from sagan_jax.data.reading import Summary, batches, summary
+from sagan_jax.data.reading import Summary, batches, once, summary
 
-__all__ = ['Source', 'Summary', 'batches', 'load', 'summary']
+__all__ = ['Source', 'Summary', 'batches', 'load', 'once', 'summary']

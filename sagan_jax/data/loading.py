@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -29,6 +30,9 @@ class Source:
     examples: Sequence[dict[str, Any]]  # 'image': uint8 [S, S, 3], 'label': an integer
     class_names: tuple[str, ...]  # labels are indices into these
     image_size: int  # S
+    name: str  # with builder configuration and version: never the same for other pictures
+    split: str
+    folder: Path  # of the prepared data
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -89,8 +93,16 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
                 builder = prepared(make_builder)
             else:
                 _prepare_by_tfds(builder)
+        split = _find_split(builder, split)
         examples = _open(builder, split, dataset.image_size, labelled=class_names is not None)
-    return Source(examples, class_names or (name,), dataset.image_size)
+    return Source(
+        examples=examples,
+        class_names=class_names or (name,),
+        image_size=dataset.image_size,
+        name=builder.info.full_name,
+        split=split,
+        folder=Path(builder.data_dir),
+    )
 
 
 def _find_in_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -146,16 +158,20 @@ def _prepare_by_tfds(builder: tfds.core.DatasetBuilder) -> None:
         raise UserError(f'TFDS cannot prepare {builder.name}: {_one_line(error)}') from error
 
 
+def _find_split(builder: tfds.core.DatasetBuilder, split: str) -> str:
+    candidates = ('test', 'validation') if split == 'test' else (split,)
+    for name in candidates:
+        if name in builder.info.splits:
+            return name
+    raise UserError(
+        f'The data set {builder.name} has no split {" or ".join(candidates)}, only '
+        f'{", ".join(builder.info.splits)}.'
+    )
+
+
 def _open(
     builder: tfds.core.DatasetBuilder, split: str, image_size: int, labelled: bool
 ) -> Sequence[dict[str, Any]]:
-    candidates = ('test', 'validation') if split == 'test' else (split,)
-    split = next((name for name in candidates if name in builder.info.splits), None)
-    if split is None:
-        raise UserError(
-            f'The data set {builder.name} has no split {" or ".join(candidates)}, only '
-            f'{", ".join(builder.info.splits)}.'
-        )
     encoded = isinstance(builder.info.features['image'], tfds.features.Image)
     try:
         examples = builder.as_data_source(

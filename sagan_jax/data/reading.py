@@ -49,14 +49,20 @@ def batches(
 
     def read(step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = range(step * batch_size, (step + 1) * batch_size)
-        examples = [source.examples[order[row]] for row in rows]
-        images = np.stack([example['image'] for example in examples])
-        return images, np.array([example['label'] for example in examples], np.int32)
+        return _stack([source.examples[order[row]] for row in rows])
 
     steps = grain.MapDataset.range(start, sys.maxsize // batch_size if stop is None else stop)
-    threads = max(2, min(16, os.cpu_count() or 1))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    return iter(steps.map(read).to_iter_dataset(options))
+    return _in_threads(steps.map(read))
+
+
+def once(source: Source, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The whole data set in its own order: batches as above, the last as long as it comes."""
+
+    def read(start: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = range(start, min(start + batch_size, len(source)))
+        return _stack([source.examples[row] for row in rows])
+
+    return _in_threads(grain.MapDataset.range(0, len(source), batch_size).map(read))
 
 
 def summary(source: Source, seed: int, per_class: int, count: int = 2000) -> Summary:
@@ -76,3 +82,14 @@ def summary(source: Source, seed: int, per_class: int, count: int = 2000) -> Sum
             images[labels == label][:per_class] for label in range(len(source.class_names))
         ),
     )
+
+
+def _stack(examples: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    images = np.stack([example['image'] for example in examples])
+    return images, np.array([example['label'] for example in examples], np.int32)
+
+
+def _in_threads(dataset: grain.MapDataset) -> Iterator:
+    threads = max(2, min(16, os.cpu_count() or 1))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    return iter(dataset.to_iter_dataset(options))

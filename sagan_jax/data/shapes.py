@@ -12,6 +12,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -118,6 +120,23 @@ def render(split: str) -> tuple[np.ndarray, np.ndarray]:
     """All pictures of 'train' or 'test': images uint8 [N, 32, 32, 3] and labels int64 [N]."""
     drawn = parameters(split)
     return draw(drawn), drawn.labels
+
+
+def colours_agree(images: jax.Array) -> jax.Array:
+    """Whether the two halves of each picture show objects of one colour: bool [N].
+
+    An object's colour is the mean of its half's pixels, less the background, weighted by their
+    squared distance from it. Two agree when they are at most 32 of 255 levels apart (Euclidean);
+    a half without an object, that is with less colour in it than 16 pixels 64 levels away from the
+    background have, agrees with nothing. Images are [N, 32, 32, 3] from 0 to 255.
+    """
+    n = len(images)
+    pixels = images.astype(jnp.float32).reshape(n, SIZE, 2, SIZE // 2, 3) - BACKGROUND
+    weights = jnp.square(pixels).sum(-1, keepdims=True)
+    amounts = weights.sum((1, 3))  # [N, 2, 1]
+    colours = (weights * pixels).sum((1, 3)) / jnp.maximum(amounts, 1)  # [N, 2, 3]
+    apart = jnp.linalg.norm(colours[:, 0] - colours[:, 1], axis=-1)
+    return (apart <= 32) & (amounts.min((1, 2)) >= 16 * 64**2)
 
 
 def _coverage(inside: Callable, radii: np.ndarray, heights: np.ndarray) -> np.ndarray:

@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
-from sagan_jax.metrics import inception, manifold, pictures, scores
+from sagan_jax.metrics import inception, pictures, scores
+from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
 from sagan_jax.metrics.features import Collected, collect, on_local_devices
 from sagan_jax.pictures import read
 
 PAIRS = 10_000  # pictures of each folder, at most, for the scores over pairs of samples
-PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.json:
                 _write(rows, options.json)
         except UserError as error:
-            print(error, file=sys.stderr)
+            print(f'error: {error}', file=sys.stderr)
             return 2
     return 0
 
@@ -101,15 +100,15 @@ def _score(options: argparse.Namespace) -> list[dict]:
             )
 
     # ---- features ----
-    variables, sha256 = inception.load_variables(options.weights)
-    stream = on_local_devices(inception.apply, variables, options.batch_size)
+    network = inception.network(options.weights)
+    stream = on_local_devices(network.apply, options.batch_size)
     like = paths['real'][0]
 
     def gather(side: str) -> Collected:
         count = len(paths[side])
-        features = stream(pictures.batches(paths[side], options.batch_size, like))
-        features = _with_progress(features, side, count)
-        return collect(features, '2048', 'logits_unbiased', count, options.splits, PAIRS)
+        images = pictures.batches(paths[side], options.batch_size, like)
+        features = _with_progress(stream(network.variables, images), side, count)
+        return collect(features, network.layer, network.logits, count, options.splits, PAIRS)
 
     real, fake = gather('real'), gather('fake')
 
@@ -119,9 +118,9 @@ def _score(options: argparse.Namespace) -> list[dict]:
         **folders,
         'image_size': [height, width],
         'rounding': 'uint8',
-        'resize': inception.RESIZE,
-        'features': inception.NAME,
-        'weights_sha256': sha256,
+        'resize': network.resize,
+        'features': network.name,
+        'weights_sha256': network.sha256,
         'seed': options.seed,
         'versions': {
             name: importlib.metadata.version(name)
@@ -129,29 +128,16 @@ def _score(options: argparse.Namespace) -> list[dict]:
         },
     }
 
-    def row(score: str, value: float, num_real: int, num_fake: int, **details) -> dict:
-        name = scores.score_name(score, num_fake)
-        counts = {'num_real': num_real, 'num_fake': num_fake}
-        return {'name': name, 'value': value, **details, **counts, **protocol}
-
-    counts = real.moments.count, fake.moments.count
-    pairs = len(real.features), len(fake.features)
-    subset = min(KID_SUBSET_SIZE, *pairs)
-    fid = scores.frechet_distance(real.moments, fake.moments)
-    inception_score, deviation = scores.score_of_splits(fake.splits)
-    kid, kid_deviation = scores.kid(real.features, fake.features, KID_SUBSETS, subset, options.seed)
-    precision, recall = manifold.precision_recall(
-        real.features, fake.features, PRECISION_NEIGHBOURS
-    )
-    density, coverage = manifold.density_coverage(real.features, fake.features, DENSITY_NEIGHBOURS)
     return [
-        row('fid', fid, *counts),
-        row('is', inception_score, *counts, std=deviation, splits=options.splits),
-        row('kid', kid, *pairs, std=kid_deviation, subsets=KID_SUBSETS, subset_size=subset),
-        row('precision', precision, *pairs, k=PRECISION_NEIGHBOURS),
-        row('recall', recall, *pairs, k=PRECISION_NEIGHBOURS),
-        row('density', density, *pairs, k=DENSITY_NEIGHBOURS),
-        row('coverage', coverage, *pairs, k=DENSITY_NEIGHBOURS),
+        {
+            'name': scores.score_name(score.name, score.num_fake),
+            'value': score.value,
+            **score.details,
+            'num_real': score.num_real,
+            'num_fake': score.num_fake,
+            **protocol,
+        }
+        for score in compare(real, fake, options.seed)
     ]
 
 

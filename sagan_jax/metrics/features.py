@@ -19,27 +19,50 @@ from sagan_jax.metrics.scores import (
 MERGED = 1024  # samples
 
 
+class FeatureNetwork(NamedTuple):
+    """A network whose features scores are taken from.
+
+    Attributes:
+      name: goes with every score.
+      sha256: of its weights.
+      resize: how it brings pictures to its own size.
+      apply: `apply(variables, images) -> {layer: [N, d], logits: [N, classes], …}`, a pure
+        function of images [N, H, W, 3], uint8 or float from 0 to 255.
+      variables: its weights.
+      layer, logits: the entries for distances and for the Inception Score.
+    """
+
+    name: str
+    sha256: str
+    resize: str
+    apply: Callable[[dict, jax.Array], dict[str, jax.Array]]
+    variables: dict
+    layer: str
+    logits: str
+
+
 def on_local_devices(
-    apply: Callable[[dict, jax.Array], dict[str, jax.Array]], variables: dict, batch_size: int
-) -> Callable[[Iterable[np.ndarray]], Iterator[dict[str, np.ndarray]]]:
+    apply: Callable[[dict, jax.Array], dict[str, jax.Array]], batch_size: int
+) -> Callable[[dict, Iterable[np.ndarray]], Iterator[dict[str, np.ndarray]]]:
     """Makes of `apply(variables, images)` a function from batches of images to their features.
 
     Batches [n, …] may be of any length and are cut into parts of `batch_size`, rounded up to a
     multiple of the local devices, which share each part. The last part is padded and its padding
     cut off again: so there is one compilation, every image counts, and the features depend neither
-    on `batch_size` nor on the number of devices. `apply` must treat every image by itself.
+    on `batch_size` nor on the number of devices. `apply` must treat every image by itself; instead
+    of images it may take whatever it makes them from.
     """
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ('batch',))
     rows, whole = NamedSharding(mesh, PartitionSpec('batch')), NamedSharding(mesh, PartitionSpec())
     part = -(-batch_size // len(devices)) * len(devices)
     run = jax.jit(apply, in_shardings=(whole, rows), out_shardings=rows)
-    variables = jax.device_put(variables, whole)
 
     def fetch(features: dict[str, jax.Array], count: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(value)[:count] for name, value in features.items()}
 
-    def stream(batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def stream(variables: dict, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        variables = jax.device_put(variables, whole)
         waiting = None  # one part is under way on the devices while the host handles the last
         for batch in batches:
             for start in range(0, len(batch), part):

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import inception_weights
-from sagan_jax.metrics.features import on_local_devices
+from sagan_jax.metrics.features import FeatureNetwork, on_local_devices
 
 NAME = 'inception-2015-12-05'
 RESIZE = 'tf1-bilinear-299'
@@ -232,6 +232,14 @@ def load_variables(path: str | os.PathLike | None = None) -> tuple[dict, str]:
     return {'params': tree}, sha256
 
 
+def network(path: str | os.PathLike | None = None) -> FeatureNetwork:
+    """The network with its weights and names, as the scores use it; `path` as above."""
+    variables, sha256 = load_variables(path)
+    return FeatureNetwork(
+        NAME, sha256, RESIZE, apply, variables, layer='2048', logits='logits_unbiased'
+    )
+
+
 def _parameters() -> dict:
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.uint8)
     return jax.eval_shape(Inception().init, jax.random.key(0), images)['params']
@@ -249,7 +257,7 @@ def load(
     else.
     """
     variables, _ = load_variables(path)
-    stream = on_local_devices(apply, variables, batch_size)
+    stream = on_local_devices(apply, batch_size)
 
     def features(images: np.ndarray) -> dict[str, np.ndarray]:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
@@ -257,7 +265,7 @@ def load(
                 f'The Inception network takes images as uint8 [N, H, W, 3], not as {images.dtype} '
                 f'{list(images.shape)}: convert them to RGB and round them to 0 … 255 first.'
             )
-        parts = list(stream([images]))
+        parts = list(stream(variables, [images]))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return features

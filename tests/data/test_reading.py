@@ -13,7 +13,11 @@ def source_of(count, labels=None):
     images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
     labels = np.arange(count) % 3 if labels is None else labels
     examples = [{'image': i, 'label': np.int64(n)} for i, n in zip(images, labels, strict=True)]
-    return data.Source(examples=examples, class_names=('a', 'b', 'c'), image_size=8)
+    return source_from(examples)
+
+
+def source_from(examples):
+    return data.Source(examples, ('a', 'b', 'c'), 8, name='made/1', split='train', folder=Path())
 
 
 def rows(images):
@@ -103,7 +107,7 @@ class Broken(list):
 
 def test_an_unreadable_record_is_an_error():
     source = source_of(20)
-    broken = data.Source(Broken(source.examples), source.class_names, 8)
+    broken = source_from(Broken(source.examples))
     with pytest.raises(OSError, match='a broken record'):
         list(data.batches(broken, 0, 4, stop=5))
 
@@ -143,9 +147,17 @@ def test_summary_of_the_first_of_the_order():
 
 
 def test_summary_of_a_dark_data_set():
-    source = source_of(10)
     dark = [{'image': np.full((8, 8, 3), 17, np.uint8), 'label': 1}] * 10
-    result = data.summary(data.Source(dark, source.class_names, 8), seed=0, per_class=8)
+    result = data.summary(source_from(dark), seed=0, per_class=8)
     assert (result.minimum, result.maximum) == (17, 17)
     np.testing.assert_array_equal(result.label_counts, [0, 10, 0])
     assert [len(images) for images in result.images] == [0, 8, 0]
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 30, 64])
+def test_once_goes_through_everything_in_order(batch_size):
+    source = source_of(30)
+    images, labels = zip(*data.once(source, batch_size), strict=True)
+    assert [len(batch) for batch in images[:-1]] == [batch_size] * (len(images) - 1)
+    np.testing.assert_array_equal(rows(np.concatenate(images)), np.arange(30))
+    np.testing.assert_array_equal(np.concatenate(labels), np.arange(30) % 3)

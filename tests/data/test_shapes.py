@@ -134,3 +134,16 @@ def test_other_number_of_classes(dataset):
         UserError, match=r'shapes has 10 classes .* --config.dataset.num_classes=10'
     ):
         data.load(dataset)
+
+
+def test_colours_of_the_halves():
+    images, _ = shapes.render('test')
+    images = images[:500]
+    assert np.asarray(shapes.colours_agree(images)).all()
+    # Halves of different pictures agree as seldom as two random hues do.
+    strangers = images.copy()
+    strangers[:, :, 16:] = np.roll(images, 1, axis=0)[:, :, 16:]
+    assert 0.01 < np.asarray(shapes.colours_agree(strangers)).mean() < 0.06
+    alone = images.copy()
+    alone[:, :, :16] = shapes.BACKGROUND
+    assert not np.asarray(shapes.colours_agree(alone)).any()

@@ -32,7 +32,7 @@ def in_batches(lengths):
 @pytest.mark.parametrize('lengths', [[21], [16, 5], [1] * 21, [3, 17, 1]])
 def test_features_depend_on_neither_batches_nor_devices(monkeypatch, devices, batch_size, lengths):
     monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:devices])
-    parts = list(on_local_devices(network, WEIGHTS, batch_size)(in_batches(lengths)))
+    parts = list(on_local_devices(network, batch_size)(WEIGHTS, in_batches(lengths)))
     for name, values in expected().items():
         actual = np.concatenate([part[name] for part in parts])
         np.testing.assert_allclose(actual, values, rtol=1e-5, atol=1e-5)
@@ -45,8 +45,8 @@ def test_every_device_gets_its_share_in_one_compilation(monkeypatch):
         shapes.append(images.shape)
         return network(variables, images)
 
-    run = on_local_devices(recording, WEIGHTS, batch_size=10)
-    assert sum(len(part['logits']) for part in run(in_batches([20, 1]))) == 21
+    run = on_local_devices(recording, batch_size=10)
+    assert sum(len(part['logits']) for part in run(WEIGHTS, in_batches([20, 1]))) == 21
     assert shapes == [(16, 4, 3, 3)]  # ten, rounded up to eight devices
 
 

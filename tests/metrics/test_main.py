@@ -145,7 +145,7 @@ def test_a_mistake_ends_the_program_without_a_traceback(folders, tmp_path):
     assert ended.returncode == 2
     assert ended.stdout == ''
     assert ended.stderr.splitlines() == [
-        f'There is no file of Inception weights at {tmp_path}/x.pb: give the path of '
+        f'error: There is no file of Inception weights at {tmp_path}/x.pb: give the path of '
         'inception-2015-12-05.tgz or of the classify_image_graph_def.pb inside it.'
     ]
 
@@ -165,7 +165,7 @@ def test_scores_that_cannot_be_written_are_printed_all_the_same(folders, seeded_
     assert main([real, fake, *options, '--json', target]) == 2
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 7
-    assert err.splitlines()[-1].startswith(f'Cannot write {target} (')
+    assert err.splitlines()[-1].startswith(f'error: Cannot write {target} (')
 
 
 @pytest.mark.parametrize('option', [['--splits', '0'], ['--seed', '-1'], ['--batch_size', 'x']])

@@ -1,0 +1,125 @@
+"""In-domain features: a small classifier trained on the data set itself, by one fixed recipe.
+
+For pictures that are nothing like photographs, and where the Inception weights are out of reach.
+Numbers from these features compare models of one data set with each other and with nothing else.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+
+from sagan_jax.metrics.features import FeatureNetwork
+
+NAME = 'in-domain-1'  # counts up with every change of the network or the recipe
+FEATURES = 128
+STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1000, 64, 2e-3, 0
+ROTATIONS = 4
+
+
+class Classifier(nn.Module):
+    """3×3 convolutions with stride 2 down to 4×4, one more, the mean over space, logits."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, images):
+        """Images [N, S, S, 3], values 0 to 255 → features [N, 128], logits [N, outputs]."""
+        x = images.astype(jnp.float32) / 127.5 - 1
+        width = 32
+        while x.shape[1] > 4:
+            x = nn.relu(nn.Conv(width, (3, 3), 2, kernel_init=nn.initializers.he_normal())(x))
+            width = min(2 * width, FEATURES)
+        x = nn.relu(nn.Conv(FEATURES, (3, 3), kernel_init=nn.initializers.he_normal())(x))
+        features = x.mean((1, 2))
+        # Of one length, so that distances and products mean the same for every data set.
+        features *= jax.lax.rsqrt(jnp.square(features).mean(-1, keepdims=True) + 1e-6)
+        return {'features': features, 'logits': nn.Dense(self.outputs, name='dense')(features)}
+
+
+def apply(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
+    """The classifier as a pure function: images [N, S, S, 3], uint8 or float from 0 to 255.
+
+    Returns float32 'features' [N, 128] and 'logits' [N, classes].
+    """
+    return Classifier(len(variables['params']['dense']['bias'])).apply(variables, images)
+
+
+def network(variables: dict) -> FeatureNetwork:
+    """The classifier with the weights that `fit` found, as the scores use it."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(variables, sep='/').items()):
+        digest.update(path.encode() + leaf.tobytes())
+    return FeatureNetwork(
+        NAME, digest.hexdigest(), 'none', apply, variables, layer='features', logits='logits'
+    )
+
+
+def fit(batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> dict:
+    """Trains the classifier: Adam with a cosine decay, a step for each batch, no augmentation.
+
+    Without classes to tell apart, with `num_classes` below 2, it learns by which quarter turns its
+    pictures were rotated (Gidaris et al., 2018), and has four outputs.
+
+    Args:
+      batches: `STEPS` batches of `BATCH_SIZE` images uint8 [B, S, S, 3] and labels int32 [B].
+      num_classes: labels lie below it.
+
+    Returns:
+      Variables for `apply`, as numpy arrays.
+    """
+    network = Classifier(num_classes if num_classes > 1 else ROTATIONS)
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
+
+    @jax.jit
+    def update(variables, opt_state, images, labels, key):
+        if num_classes < 2:
+            images, labels = rotate(images, key)
+
+        def loss(variables):
+            logits = network.apply(variables, images)['logits']
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(variables), opt_state)
+        return optax.apply_updates(variables, updates), opt_state
+
+    variables = opt_state = None
+    root = jax.random.key(SEED)
+    for step, (images, labels) in enumerate(batches):
+        if variables is None:
+            variables = jax.jit(network.init)(root, images)
+            opt_state = optimizer.init(variables)
+        key = jax.random.fold_in(root, step)
+        variables, opt_state = update(variables, opt_state, images, labels, key)
+    return jax.tree.map(np.asarray, variables)
+
+
+def accuracy(
+    variables: dict, batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int
+) -> float:
+    """The share of pictures whose class, or rotation without classes, the classifier finds."""
+
+    @jax.jit
+    def correct(variables, images, labels, key):
+        if num_classes < 2:
+            images, labels = rotate(images, key)
+        return apply(variables, images)['logits'].argmax(-1) == labels
+
+    root = jax.random.key(SEED)
+    found = [
+        np.asarray(correct(variables, images, labels, jax.random.fold_in(root, index)))
+        for index, (images, labels) in enumerate(batches)
+    ]
+    return float(np.concatenate(found).mean())
+
+
+def rotate(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Images [N, S, S, 3] turned by random quarters, and by how many, int32 [N]."""
+    turns = jax.random.randint(key, (len(images),), 0, ROTATIONS)
+    turned = jnp.stack([jnp.rot90(images, k, (1, 2)) for k in range(ROTATIONS)])
+    return turned[turns, jnp.arange(len(images))], turns

@@ -1,0 +1,273 @@
+"""What generated images are compared with: networks and statistics of the real pictures.
+
+Both are computed once and stored beside the prepared data, under a name and with a record of
+everything that they depend on. A file is whole or not there; one with another record is refused.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from tqdm import tqdm
+
+from sagan_jax import data
+from sagan_jax.data import shapes
+from sagan_jax.errors import UserError
+from sagan_jax.files import atomic_path
+from sagan_jax.metrics import in_domain, inception, scores
+from sagan_jax.metrics.features import Collected, FeatureNetwork, collect, on_local_devices
+
+TESTED = 10_000  # pictures, at most, that the classifier's accuracy is taken from
+
+
+class Networks(NamedTuple):
+    """What is asked of every image: its features, its class, and for 'shapes' its colours."""
+
+    features: FeatureNetwork
+    classifier: FeatureNetwork | None  # where there are classes to tell apart
+    colours: bool
+
+    @property
+    def variables(self) -> dict:
+        classifier = self.classifier.variables if self.classifier else {}
+        return {'features': self.features.variables, 'classifier': classifier}
+
+    def apply(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
+        """Images [N, S, S, 3], uint8 or float from 0 to 255 → one row for each.
+
+        'features' [N, d], 'logits' [N, classes], 'guesses' int32 [N] and 'agreements' bool [N].
+        """
+        found = self.features.apply(variables['features'], images)
+        rows = {'features': found[self.features.layer], 'logits': found[self.features.logits]}
+        if self.classifier is self.features:
+            rows['guesses'] = rows['logits'].argmax(-1)
+        elif self.classifier:
+            logits = self.classifier.apply(variables['classifier'], images)['logits']
+            rows['guesses'] = logits.argmax(-1)
+        if self.colours:
+            rows['agreements'] = shapes.colours_agree(images)
+        return rows
+
+
+class Statistics(NamedTuple):
+    """What is kept of one set of images.
+
+    Attributes:
+      collected: moments, sums for the Inception Score, and some of the features.
+      shares: 'class_share' of images in which the classifier sees their class, and
+        'colour_agreement' of those whose two halves have one colour; each where it applies.
+    """
+
+    collected: Collected
+    shares: dict[str, float]
+
+
+def load_networks(config: ml_collections.ConfigDict, source: data.Source) -> Networks:
+    """The networks that `config.evaluation` asks for; `source` is the training split.
+
+    Raises:
+      UserError: for unknown features, or Inception weights that cannot be had.
+    """
+    kind = config.evaluation.features
+    if kind not in ('inception', 'in_domain'):
+        raise UserError(
+            f'There are no features {kind!r}: choose --config.evaluation.features from inception '
+            'and in_domain.'
+        )
+    # Weights that are missing are told before a classifier is trained.
+    features = classifier = None
+    if kind == 'inception':
+        features = inception.network(config.evaluation.inception_weights)
+    if features is None or config.dataset.num_classes > 1:
+        classifier = _classifier(config, source)
+    return Networks(
+        features=features or classifier,
+        classifier=classifier if config.dataset.num_classes > 1 else None,
+        colours=config.dataset.name == 'shapes',
+    )
+
+
+def real_statistics(
+    source: data.Source, networks: Networks, splits: int, keep: int, batch_size: int
+) -> Statistics:
+    """Statistics of a whole split of real pictures, of which `keep` features stay whole.
+
+    Computed over all local devices, or read from the file that an earlier call left. Raises
+    UserError for fewer pictures than `splits`, and for a file of other statistics.
+    """
+    record = _record(source, networks) | {'splits': splits, 'keep': min(keep, len(source))}
+
+    def compute():
+        statistics = _gather_real(source, networks, splits, keep, batch_size)
+        moments, sums, features = statistics.collected
+        return {
+            **{f'moments/{name}': value for name, value in moments._asdict().items()},
+            **{f'splits/{name}': value for name, value in sums._asdict().items()},
+            **{f'shares/{name}': value for name, value in statistics.shares.items()},
+            'features': features,
+        }
+
+    stored = unflatten_dict(_cached(source.folder, 'statistics', record, compute), sep='/')
+    moments, sums = stored['moments'], stored['splits']
+    collected = Collected(
+        scores.Moments(**moments | {'count': int(moments['count'])}),
+        scores.SplitSums(**sums | {'total': int(sums['total']), 'seen': int(sums['seen'])}),
+        stored['features'],
+    )
+    return Statistics(collected, {k: float(v) for k, v in stored.get('shares', {}).items()})
+
+
+def real_features(
+    source: data.Source, networks: Networks, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 [N, d] and labels int32 [N] of a whole split, cached likewise."""
+
+    def compute():
+        stream = on_local_devices(networks.features.apply, batch_size)
+        labels, layer = [], networks.features.layer
+        images = _noting(data.once(source, batch_size), labels)
+        parts = _progress(stream(networks.features.variables, images), len(source), layer)
+        features = np.concatenate([part[layer] for part in parts])
+        return {'features': features, 'labels': np.concatenate(labels)}
+
+    stored = _cached(source.folder, 'features', _record(source, networks), compute)
+    return stored['features'], stored['labels']
+
+
+def gather(
+    parts: Iterable[dict[str, np.ndarray]],
+    labels: Callable[[], np.ndarray],
+    total: int,
+    splits: int,
+    keep: int,
+) -> Statistics:
+    """Statistics of `total` images from what `Networks.apply` said of them, part by part.
+
+    `labels()` is asked for their classes, int32 [total], at the end.
+    """
+    noted = {'guesses': [], 'agreements': []}
+
+    def note():
+        for part in parts:
+            for name, seen in noted.items():
+                if name in part:
+                    seen.append(part[name])
+            yield part
+
+    collected = collect(note(), 'features', 'logits', total, splits, keep)
+    shares = {}
+    if noted['guesses']:
+        shares['class_share'] = float((np.concatenate(noted['guesses']) == labels()).mean())
+    if noted['agreements']:
+        shares['colour_agreement'] = float(np.concatenate(noted['agreements']).mean())
+    return Statistics(collected, shares)
+
+
+def _gather_real(source, networks, splits, keep, batch_size) -> Statistics:
+    stream, labels, total = on_local_devices(networks.apply, batch_size), [], len(source)
+    images = _noting(data.once(source, batch_size), labels)
+    parts = _progress(stream(networks.variables, images), total, 'features')
+    return gather(parts, lambda: np.concatenate(labels), total, splits, keep)
+
+
+def _noting(batches, labels: list) -> Iterator[np.ndarray]:
+    """The images of batches, whose labels go into the list."""
+    for images, batch_labels in batches:
+        labels.append(batch_labels)
+        yield images
+
+
+def _progress(parts, total: int, layer: str):
+    with tqdm(desc='real pictures', total=total, unit='img') as bar:
+        for part in parts:
+            yield part
+            bar.update(len(part[layer]))
+
+
+def _classifier(config, source: data.Source) -> FeatureNetwork:
+    """The in-domain classifier of a data set, trained on its training split if it is new."""
+    classes = config.dataset.num_classes
+    record = {
+        'data': source.name,
+        'split': source.split,
+        'image_size': source.image_size,
+        'network': in_domain.NAME,
+    }
+
+    def compute():
+        batch_size, steps = in_domain.BATCH_SIZE, in_domain.STEPS
+        batches = data.batches(source, in_domain.SEED, batch_size, stop=steps)
+        bar = tqdm(batches, desc='in-domain classifier', total=steps, unit='step')
+        variables = in_domain.fit(bar, classes)
+        try:
+            tested = data.load(config.dataset, 'test')
+        except UserError:  # there is no such split
+            tested = source
+        count = min(TESTED, len(tested)) // batch_size * batch_size
+        batches = data.batches(tested, in_domain.SEED, batch_size, stop=max(1, count // batch_size))
+        accuracy = in_domain.accuracy(variables, batches, classes)
+        return flatten_dict(variables, sep='/') | {'accuracy': accuracy, 'tested': tested.split}
+
+    stored = _cached(source.folder, 'classifier', record, compute)
+    accuracy, tested = float(stored.pop('accuracy')), str(stored.pop('tested'))
+    task = f'the class of {classes}' if classes > 1 else 'the rotation of 4'
+    print(f'classifier     {in_domain.NAME} finds {task} in {accuracy:.1%} of {tested} pictures')
+    return in_domain.network(unflatten_dict(stored, sep='/'))
+
+
+def _record(source: data.Source, networks: Networks) -> dict:
+    """Everything that numbers about real pictures depend on."""
+    return {
+        'data': source.name,
+        'split': source.split,
+        'count': len(source),
+        'image_size': source.image_size,
+        'features': networks.features.name,
+        'layer': networks.features.layer,
+        'resize': networks.features.resize,
+        'features_sha256': networks.features.sha256,
+        'classifier_sha256': networks.classifier and networks.classifier.sha256,
+    }
+
+
+def _cached(
+    folder: Path, kind: str, record: dict, compute: Callable[[], dict]
+) -> dict[str, np.ndarray]:
+    """Arrays from `folder/sagan_jax/`, or from `compute()`, which are then stored there."""
+    text = json.dumps(record, sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = folder / 'sagan_jax' / f'{kind}_{key}.npz'
+    if path.exists():
+        try:
+            with np.load(path) as archive:
+                stored = dict(archive)
+            found = json.loads(str(stored.pop('record')))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            print(f'{path} cannot be read and is made again')
+        else:
+            _check_record(path, found, record)
+            return stored
+    arrays = {name: np.asarray(value) for name, value in compute().items()}
+    try:
+        with atomic_path(path) as temporary:
+            np.savez(temporary, record=text, **arrays)
+    except OSError as error:
+        print(f'{path} cannot be written ({error.strerror or error}), so it is not kept')
+    return arrays
+
+
+def _check_record(path: Path, found: dict, wanted: dict) -> None:
+    different = [
+        f'{key} {found.get(key, "missing")}, not {wanted.get(key, "missing")}'
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
+    ]
+    if different:
+        raise UserError(f'{path} is of {"; ".join(different)}: remove it, and it is made again.')
