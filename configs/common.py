@@ -17,6 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 256  # over all devices together
     config.dtype = 'float32'  # of the activations: 'float32' or 'bfloat16'
     config.steps_per_call = 1  # steps that run on the devices without the host in between
+    # Parts in which each device computes its batch, one after the other, where all of it does not
+    # fit. Batch moments are then those of a part.
+    config.gradient_accumulation = 1
     config.discriminator_steps = 1  # discriminator updates for each generator update
     config.loss = 'hinge'  # 'hinge' or 'non_saturating'
 
@@ -27,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.image_size = 32  # 32, 64, 128 or 256
     dataset.num_classes = 10
     dataset.flip = False  # mirror half of the real images, at random
+    dataset.on_device = False  # keep all pictures in the memory of every device
 
     config.model = model = ml_collections.ConfigDict()
     model.architecture = 'sagan'  # a table in sagan_jax/models/architectures.py

@@ -26,6 +26,7 @@ FREE_KEYS = (
     'keep_checkpoints',
     'evaluate_every',
     'dataset.data_dir',
+    'dataset.on_device',
 )
 FREE_SECTIONS = ('evaluation.',)
 

@@ -34,13 +34,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
     # ---- Refuse early what cannot work. --------------------------------------------------------
     _check_schedule(config)
-    train_step = create_train_step(config)
+    train_step = create_train_step(config)  # compiled on its first call
     _check_writable(workdir)
     checkpoints.check_configuration(workdir, config)
 
     # ---- Data. ---------------------------------------------------------------------------------
     source = data.load(config.dataset, 'train')
     summary = data.summary(source, config.seed, per_class=GRID_COLUMNS)
+    stream = data.batches
+    if config.dataset.on_device:
+        train_step = create_train_step(config, pictures=data.everything(source))
+        stream = data.row_batches
 
     # ---- State: the newest checkpoint, or a new beginning. -------------------------------------
     workdir.mkdir(parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
     # ---- The loop. -----------------------------------------------------------------------------
     images_per_step = config.batch_size * config.discriminator_steps
-    batches = data.batches(
+    batches = stream(
         source,
         config.seed,
         images_per_step * config.steps_per_call,
@@ -113,8 +117,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
             save_samples(log)
         in_flight = collections.deque()
         last_log, compiling_since = (step, time.monotonic()), time.monotonic()
-        for images, image_labels in batches:
-            state, metrics = train_step(state, images, image_labels)
+        for batch in batches:
+            state, metrics = train_step(state, *batch)
             step += config.steps_per_call
             # Two calls in flight keep the devices busy; more would only fill their memory.
             in_flight.append(metrics)
@@ -166,6 +170,7 @@ def _check_schedule(config) -> None:
         'batch_size',
         'steps_per_call',
         'discriminator_steps',
+        'gradient_accumulation',
         'keep_checkpoints',
         *in_steps,
     ):

@@ -67,10 +67,10 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
     return create(stream_key(config.seed, Stream.PARAMETERS))
 
 
-def replicate(state: TrainState, devices: list[jax.Device] | None = None) -> TrainState:
+def replicate(tree: Any, devices: list[jax.Device] | None = None) -> Any:
     """Puts a state on all devices, as a train step expects and returns it."""
     mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
-    return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def single_copy(tree: Any) -> Any:
@@ -79,8 +79,10 @@ def single_copy(tree: Any) -> Any:
 
 
 def create_train_step(
-    config: ml_collections.ConfigDict, devices: list[jax.Device] | None = None
-) -> Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, Metrics]]:
+    config: ml_collections.ConfigDict,
+    devices: list[jax.Device] | None = None,
+    pictures: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds `train_step(state, images, labels) -> (state, metrics)`.
 
     One call runs `steps_per_call` steps (S), each with `discriminator_steps` (D) batches of
@@ -89,21 +91,29 @@ def create_train_step(
     Args:
       config: see configs/common.py.
       devices: the devices to run on; all local ones by default.
+      pictures: a whole data set, images uint8 [N, H, W, 3] and labels int32 [N], of which every
+        device then keeps a copy; batches are gathered there.
 
     Returns:
       A function of the state, which is donated; images uint8 [S·D·B, H, W, 3] and labels
-      int32 [S·D·B] on the host. The metrics are float32 [S], one value a step: both losses, the
-      mean logit on real and on fake images, the norms of both gradients, the largest σ of each
-      network and every gamma.
+      int32 [S·D·B] on the host. With `pictures` it is `train_step(state, rows)` instead, where
+      int32 [S·D·B] says which of them. The metrics are float32 [S], one value a step: both
+      losses, the mean logit on real and on fake images, the norms of both gradients, the largest
+      σ of each network and every gamma.
 
     Raises:
-      UserError: if the batch does not divide by the devices, or for an unknown loss.
+      UserError: if the batch does not divide by the devices and by `gradient_accumulation`, or
+        for an unknown loss.
     """
     devices = devices or jax.local_devices()
-    if config.batch_size % len(devices):
+    divisor = len(devices) * config.gradient_accumulation
+    if config.batch_size % divisor:
+        parts = f'the {len(devices)} devices'
+        if config.gradient_accumulation > 1:
+            parts += f' times gradient_accumulation={config.gradient_accumulation}'
         raise UserError(
-            f'batch_size={config.batch_size} does not divide by the {len(devices)} devices: '
-            f'take a multiple of {len(devices)}.'
+            f'batch_size={config.batch_size} does not divide by {parts}: '
+            f'take a multiple of {divisor}.'
         )
     local_batch = config.batch_size // len(devices)
     loss = losses.get(config.loss)
@@ -145,26 +155,58 @@ def create_train_step(
     # XLA runs a convolution inside a loop on one CPU thread, some twenty times slower.
     scan = _unrolled_scan if devices[0].platform == 'cpu' else lax.scan
 
+    def accumulate(gradients, batch_stats, batch):
+        """`gradients` of each part of this device's batch in turn: batch_stats and their means."""
+        count = config.gradient_accumulation
+        if count == 1:
+            return gradients(batch_stats, batch)
+
+        def add(carry, part):
+            batch_stats, sums = carry
+            batch_stats, found = gradients(batch_stats, part)
+            return (batch_stats, jax.tree.map(jnp.add, sums, found)), None
+
+        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, batch_stats, first)[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (batch_stats, sums), _ = scan(add, (batch_stats, zeros), parts)
+        return batch_stats, jax.tree.map(lambda x: x / count, sums)
+
+    # Parameters are normalised once for each of their updates, and the gradient with respect to
+    # the weights is pulled back through that normalisation.
+    def normalise_once(variables):
+        return jax.vjp(
+            lambda params: normalise(params, variables['spectral_stats']),
+            variables['params'],
+            has_aux=True,
+        )
+
     # ---- The discriminator's update: real and fake images in one pass, u advances once. --------
     def update_discriminator(carry, batch):
         variables, opt_state, batch_stats, generator_weights = carry
         update, images, labels = batch
-        fake_z, fake_labels = noise(Stream.DISCRIMINATOR_NOISE, update)
-        fakes, batch_stats = generate(generator_weights, batch_stats, fake_z, fake_labels)
-        joint_images = jnp.concatenate([real_images(images, update), fakes])
-        joint_labels = jnp.concatenate([labels, fake_labels])
+        weights, pull_back, spectral_stats = normalise_once(variables)
 
-        def loss_fn(params):
-            weights, spectral_stats = normalise(params, variables['spectral_stats'])
-            logits = discriminate(weights, joint_images, joint_labels)
-            real, fake = jnp.split(logits, 2)
-            value = loss.discriminator(real, fake)
-            return value, (spectral_stats, real.mean(), fake.mean())
+        def gradients(batch_stats, batch):
+            images, labels, z, fake_labels = batch
+            fakes, batch_stats = generate(generator_weights, batch_stats, z, fake_labels)
+            joint_images = jnp.concatenate([images, fakes])
+            joint_labels = jnp.concatenate([labels, fake_labels])
 
-        (value, (spectral_stats, real, fake)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            variables['params']
+            def loss_fn(weights):
+                real, fake = jnp.split(discriminate(weights, joint_images, joint_labels), 2)
+                return loss.discriminator(real, fake), (real.mean(), fake.mean())
+
+            return batch_stats, jax.value_and_grad(loss_fn, has_aux=True)(weights)
+
+        batch_stats, means = accumulate(
+            gradients,
+            batch_stats,
+            (real_images(images, update), labels, *noise(Stream.DISCRIMINATOR_NOISE, update)),
         )
-        grads, value, real, fake = lax.pmean((grads, value, real, fake), AXIS)
+        (value, (real, fake)), weight_grads = lax.pmean(means, AXIS)
+        (grads,) = pull_back(weight_grads)
         params, opt_state = _apply_updates(
             discriminator_optimizer, grads, opt_state, variables['params']
         )
@@ -178,15 +220,8 @@ def create_train_step(
         return (variables, opt_state, batch_stats, generator_weights), metrics
 
     # ---- One step: discriminator_steps updates of D, then one of G. ----------------------------
-    def step(state, batch):
-        images, labels = batch  # [D, b, H, W, 3], [D, b]
-        # The generator's parameters change once a step, so they are normalised once, and the
-        # gradient with respect to its weights is pulled back through that normalisation below.
-        generator_weights, pull_back, generator_spectral_stats = jax.vjp(
-            lambda params: normalise(params, state.generator['spectral_stats']),
-            state.generator['params'],
-            has_aux=True,
-        )
+    def step(state, images, labels):  # [D, b, H, W, 3], [D, b]
+        generator_weights, pull_back, generator_spectral_stats = normalise_once(state.generator)
 
         updates = state.step * config.discriminator_steps + jnp.arange(config.discriminator_steps)
         (d_variables, d_opt, batch_stats, _), d_metrics = scan(
@@ -201,16 +236,21 @@ def create_train_step(
         )
 
         d_weights, _ = normalise(d_variables['params'], d_variables['spectral_stats'])
-        z, fake_labels = noise(Stream.GENERATOR_NOISE, state.step)
 
-        def loss_fn(weights):
-            fakes, new_batch_stats = generate(weights, batch_stats, z, fake_labels)
-            return loss.generator(discriminate(d_weights, fakes, fake_labels)), new_batch_stats
+        def gradients(batch_stats, batch):
+            def loss_fn(weights):
+                fakes, new_batch_stats = generate(weights, batch_stats, *batch)
+                return loss.generator(discriminate(d_weights, fakes, batch[1])), new_batch_stats
 
-        (value, batch_stats), weight_grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            generator_weights
+            (value, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                generator_weights
+            )
+            return batch_stats, (value, grads)
+
+        batch_stats, means = accumulate(
+            gradients, batch_stats, noise(Stream.GENERATOR_NOISE, state.step)
         )
-        value, weight_grads = lax.pmean((value, weight_grads), AXIS)
+        value, weight_grads = lax.pmean(means, AXIS)
         (grads,) = pull_back(weight_grads)
         params, g_opt = _apply_updates(
             generator_optimizer, grads, state.generator_opt, state.generator['params']
@@ -240,23 +280,31 @@ def create_train_step(
         return new_state, metrics
 
     # ---- One call: steps_per_call steps, replicated. -------------------------------------------
+    def call(state, batch, pictures):
+        def gather(state, batch):
+            if pictures is not None:
+                batch = jax.tree.map(lambda array: array[batch], pictures)
+            return step(state, *batch)
+
+        return scan(gather, state, batch)
+
     run = jax.pmap(
-        lambda state, batch: scan(step, state, batch),
+        call,
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0, None),
         out_axes=(None, None),
         devices=devices,
         donate_argnums=0,
     )
     leading = (config.steps_per_call, config.discriminator_steps, len(devices), local_batch)
 
-    def train_step(state, images, labels):
-        def shard(array):  # [S·D·B, …] → [devices, S, D, b, …]
-            return np.moveaxis(array.reshape(*leading, *array.shape[1:]), 2, 0)
+    def shard(array):  # [S·D·B, …] → [devices, S, D, b, …]
+        return np.moveaxis(array.reshape(*leading, *array.shape[1:]), 2, 0)
 
-        return run(state, (shard(images), shard(labels)))
-
-    return train_step
+    if pictures is not None:
+        pictures = replicate(pictures, devices)
+        return lambda state, rows: run(state, shard(rows), pictures)
+    return lambda state, images, labels: run(state, (shard(images), shard(labels)), None)
 
 
 def _optimizers(config) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:

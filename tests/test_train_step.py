@@ -69,6 +69,30 @@ def first_step():
     return before, {devices: run(base(), devices, 1)[0] for devices in (1, 2, 8)}
 
 
+def test_accumulated_gradients_are_those_of_as_many_devices(alone_on_devices):
+    """Two parts on each of four devices have the moments that eight on their own have."""
+    accumulated = run(base(gradient_accumulation=2), 4, 1)[0]
+    one, several = gradients(accumulated), gradients(alone_on_devices)
+    for path, gradient in one.items():
+        difference = np.linalg.norm(several[path] - gradient)
+        assert difference <= 1e-4 * np.linalg.norm(gradient) + 1e-4, path
+
+
+def test_pictures_on_the_devices_are_the_same_pictures():
+    config = base()
+    images, labels = tiny.batch(base(batch_size=40), seed=3)
+    rows = np.random.default_rng(0).integers(0, 40, 8).astype(np.int32)
+    used = jax.devices()[:2]
+    results = [
+        train_step(replicate(create_state(config), used), *batch)
+        for train_step, batch in (
+            (create_train_step(config, used), (images[rows], labels[rows])),
+            (create_train_step(config, used, (images, labels)), (rows,)),
+        )
+    ]
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
 def gradients(state):
     """Those of the last step: with β1 = 0 they are Adam's first moments."""
     assert base().optimizer.b1 == 0

@@ -42,17 +42,24 @@ def batches(
     Yields:
       images uint8 [B, S, S, 3] and labels int32 [B].
     """
-    order_seed = int(jax.random.bits(stream_key(seed, Stream.DATA_ORDER), dtype='uint32'))
-    # Shuffling indices, and reading pictures only then and a batch at a time, is half the work of
+    # Shuffling rows, and reading pictures only then and a batch at a time, is half the work of
     # letting Grain carry every picture through its stages.
-    order = grain.MapDataset.range(len(source)).shuffle(order_seed).repeat()
+    rows = _rows(source, seed, batch_size, start, stop)
+    return _in_threads(rows.map(lambda rows: _stack([source.examples[row] for row in rows])))
 
-    def read(step: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = range(step * batch_size, (step + 1) * batch_size)
-        return _stack([source.examples[order[row]] for row in rows])
 
-    steps = grain.MapDataset.range(start, sys.maxsize // batch_size if stop is None else stop)
-    return _in_threads(steps.map(read))
+def row_batches(
+    source: Source, seed: int, batch_size: int, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[np.ndarray]]:
+    """The same stream as `batches`, but which rows of `everything(source)`: (int32 [B],)."""
+    rows = _rows(source, seed, batch_size, start, stop)
+    return _in_threads(rows.map(lambda rows: (np.array(rows, np.int32),)))
+
+
+def everything(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """The whole data set: images uint8 [N, S, S, 3] and labels int32 [N]."""
+    images, labels = zip(*once(source, 256), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def once(source: Source, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -81,6 +88,18 @@ def summary(source: Source, seed: int, per_class: int, count: int = 2000) -> Sum
         images=tuple(
             images[labels == label][:per_class] for label in range(len(source.class_names))
         ),
+    )
+
+
+def _rows(
+    source: Source, seed: int, batch_size: int, start: int, stop: int | None
+) -> grain.MapDataset:
+    """Which examples are in each batch."""
+    order_seed = int(jax.random.bits(stream_key(seed, Stream.DATA_ORDER), dtype='uint32'))
+    order = grain.MapDataset.range(len(source)).shuffle(order_seed).repeat()
+    steps = grain.MapDataset.range(start, sys.maxsize // batch_size if stop is None else stop)
+    return steps.map(
+        lambda step: [order[row] for row in range(step * batch_size, (step + 1) * batch_size)]
     )
 
 

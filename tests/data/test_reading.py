@@ -161,3 +161,17 @@ def test_once_goes_through_everything_in_order(batch_size):
     assert [len(batch) for batch in images[:-1]] == [batch_size] * (len(images) - 1)
     np.testing.assert_array_equal(rows(np.concatenate(images)), np.arange(30))
     np.testing.assert_array_equal(np.concatenate(labels), np.arange(30) % 3)
+
+
+def test_rows_name_the_same_pictures_in_the_same_order():
+    source = source_of(30)
+    images, labels = data.everything(source)
+    pairs = zip(
+        data.batches(source, 5, 16, start=1, stop=6),
+        data.row_batches(source, 5, 16, start=1, stop=6),
+        strict=True,
+    )
+    for (expected, expected_labels), (chosen,) in pairs:
+        assert chosen.dtype == np.int32
+        np.testing.assert_array_equal(images[chosen], expected)
+        np.testing.assert_array_equal(labels[chosen], expected_labels)
