@@ -39,7 +39,14 @@ def get_config() -> ml_collections.ConfigDict:
     model.z_dim = 128
     model.generator_attention = (16,)  # resolutions with self-attention, () for none
     model.discriminator_attention = (16,)
-    model.conditioning = 'projection'  # 'projection', or 'none' for an unconditional GAN
+    # What stands there: 'self_attention', or 'residual', a residual block of as many parameters.
+    model.attention_block = 'self_attention'
+    model.attention_value_divisor = 2  # values are C over this wide; in the paper's text 8
+    model.attention_pooling = True  # max-pool keys and values 2×2; not so in the paper's text
+    # 'projection'; 'acgan', an auxiliary classifier; or 'none' for an unconditional GAN.
+    model.conditioning = 'projection'
+    model.acgan_weight = 1.0  # of the classifier's loss
+    model.initializer = 'xavier_uniform'  # or 'orthogonal', or 'normal' with deviation 0.02
 
     config.spectral_norm = spectral_norm = ml_collections.ConfigDict()
     spectral_norm.generator = True

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import optax
 
 from sagan_jax.errors import UserError
 
@@ -38,6 +39,15 @@ def non_saturating_discriminator(real_logits: jax.Array, fake_logits: jax.Array)
 def non_saturating_generator(fake_logits: jax.Array) -> jax.Array:
     """-E[log σ(D(G(z)))] (Goodfellow et al. 2014)."""
     return jax.nn.softplus(-fake_logits).mean()
+
+
+def classification(class_logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-E[log p(label)], AC-GAN's auxiliary loss (Odena et al. 2017, equation 3).
+
+    class_logits float32 [B, classes], labels int [B]; the generator and the discriminator both
+    lower it, on generated and, the discriminator, on real images.
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(class_logits, labels).mean()
 
 
 LOSSES = {

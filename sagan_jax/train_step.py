@@ -120,6 +120,7 @@ def create_train_step(
     generator_optimizer, discriminator_optimizer = _optimizers(config)
     cross_replica = config.batch_norm.cross_replica
     generator, discriminator = models.create(config, AXIS if cross_replica else None)
+    auxiliary = config.model.conditioning == 'acgan'
     normalise = partial(spectral_norm.normalise, epsilon=config.spectral_norm.epsilon)
 
     def rows(array):
@@ -140,38 +141,67 @@ def create_train_step(
         mirrored = rows(jax.random.bernoulli(key, shape=(config.batch_size,)))
         return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
+    def shared(batch_stats):
+        """Each device's own moments would leave the replicas with different running averages."""
+        return batch_stats if cross_replica else lax.pmean(batch_stats, AXIS)
+
     def generate(weights, batch_stats, z, labels):
         images, stats = generator.apply(
             {'params': weights, 'batch_stats': batch_stats}, z, labels, train=True
         )
-        # Each device's own moments would leave the replicas with different running averages.
-        return images, stats['batch_stats'] if cross_replica else lax.pmean(
-            stats['batch_stats'], AXIS
-        )
+        return images, shared(stats['batch_stats'])
 
-    def discriminate(weights, images, labels):
-        return discriminator.apply({'params': weights}, images, labels, train=True)[0]
+    def discriminate(weights, batch_stats, images, labels):
+        """Logits [b], class logits (None but for AC-GAN) and the next batch statistics."""
+        variables = {'params': weights, 'batch_stats': batch_stats}
+        outputs, stats = discriminator.apply(variables, images, labels, train=True)
+        logits, class_logits = outputs if auxiliary else (outputs, None)
+        return logits, class_logits, shared(stats['batch_stats'])
+
+    def judge(weights, batch_stats, reals, fakes):
+        """`discriminate` for (images, labels) of real and of fake images: a pair of each result.
+
+        In one pass, but where batch moments would mix the two.
+        """
+        if batch_stats:
+            real_logits, real_classes, batch_stats = discriminate(weights, batch_stats, *reals)
+            fake_logits, fake_classes, batch_stats = discriminate(weights, batch_stats, *fakes)
+            return (real_logits, fake_logits), (real_classes, fake_classes), batch_stats
+        both = jax.tree.map(lambda *halves: jnp.concatenate(halves), reals, fakes)
+        logits, class_logits, _ = discriminate(weights, batch_stats, *both)
+        classes = jnp.split(class_logits, 2) if auxiliary else (None, None)
+        return jnp.split(logits, 2), classes, batch_stats
+
+    def classify(half, class_logits, labels):
+        """AC-GAN's weighted loss and its classifier's accuracy; nothing without one."""
+        if not auxiliary:
+            return 0.0, {}
+        loss = config.model.acgan_weight * losses.classification(class_logits, labels)
+        return loss, {f'{half}_accuracy': (class_logits.argmax(-1) == labels).mean()}
 
     # XLA runs a convolution inside a loop on one CPU thread, some twenty times slower.
     scan = _unrolled_scan if devices[0].platform == 'cpu' else lax.scan
 
-    def accumulate(gradients, batch_stats, batch):
-        """`gradients` of each part of this device's batch in turn: batch_stats and their means."""
+    def accumulate(gradients, stats, batch):
+        """`gradients(stats, part)` of each part of this device's batch in turn.
+
+        Returns the last batch statistics and the means of everything else.
+        """
         count = config.gradient_accumulation
         if count == 1:
-            return gradients(batch_stats, batch)
+            return gradients(stats, batch)
 
         def add(carry, part):
-            batch_stats, sums = carry
-            batch_stats, found = gradients(batch_stats, part)
-            return (batch_stats, jax.tree.map(jnp.add, sums, found)), None
+            stats, sums = carry
+            stats, found = gradients(stats, part)
+            return (stats, jax.tree.map(jnp.add, sums, found)), None
 
         parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradients, batch_stats, first)[1]
+        shapes = jax.eval_shape(gradients, stats, first)[1]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (batch_stats, sums), _ = scan(add, (batch_stats, zeros), parts)
-        return batch_stats, jax.tree.map(lambda x: x / count, sums)
+        (stats, sums), _ = scan(add, (stats, zeros), parts)
+        return stats, jax.tree.map(lambda x: x / count, sums)
 
     # Parameters are normalised once for each of their updates, and the gradient with respect to
     # the weights is pulled back through that normalisation.
@@ -188,35 +218,43 @@ def create_train_step(
         update, images, labels = batch
         weights, pull_back, spectral_stats = normalise_once(variables)
 
-        def gradients(batch_stats, batch):
+        def gradients(stats, batch):
+            batch_stats, d_batch_stats = stats
             images, labels, z, fake_labels = batch
             fakes, batch_stats = generate(generator_weights, batch_stats, z, fake_labels)
-            joint_images = jnp.concatenate([images, fakes])
-            joint_labels = jnp.concatenate([labels, fake_labels])
 
             def loss_fn(weights):
-                real, fake = jnp.split(discriminate(weights, joint_images, joint_labels), 2)
-                return loss.discriminator(real, fake), (real.mean(), fake.mean())
+                logits, class_logits, new_stats = judge(
+                    weights, d_batch_stats, (images, labels), (fakes, fake_labels)
+                )
+                value = loss.discriminator(*logits)
+                metrics = {'real_logit': logits[0].mean(), 'fake_logit': logits[1].mean()}
+                for half, *pair in zip(
+                    ('real', 'fake'), class_logits, (labels, fake_labels), strict=True
+                ):
+                    extra, accuracy = classify(half, *pair)
+                    value, metrics = value + extra, metrics | accuracy
+                return value, (new_stats, metrics | {'discriminator_loss': value})
 
-            return batch_stats, jax.value_and_grad(loss_fn, has_aux=True)(weights)
+            grads, (d_batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(weights)
+            return (batch_stats, d_batch_stats), (metrics, grads)
 
-        batch_stats, means = accumulate(
+        (batch_stats, d_batch_stats), means = accumulate(
             gradients,
-            batch_stats,
+            (batch_stats, variables['batch_stats']),
             (real_images(images, update), labels, *noise(Stream.DISCRIMINATOR_NOISE, update)),
         )
-        (value, (real, fake)), weight_grads = lax.pmean(means, AXIS)
+        metrics, weight_grads = lax.pmean(means, AXIS)
         (grads,) = pull_back(weight_grads)
         params, opt_state = _apply_updates(
             discriminator_optimizer, grads, opt_state, variables['params']
         )
-        metrics = {
-            'discriminator_loss': value,
-            'real_logit': real,
-            'fake_logit': fake,
-            'discriminator_grad_norm': optax.tree.norm(grads),
+        metrics |= {'discriminator_grad_norm': optax.tree.norm(grads)}
+        variables = {
+            'params': params,
+            'batch_stats': d_batch_stats,
+            'spectral_stats': spectral_stats,
         }
-        variables = variables | {'params': params, 'spectral_stats': spectral_stats}
         return (variables, opt_state, batch_stats, generator_weights), metrics
 
     # ---- One step: discriminator_steps updates of D, then one of G. ----------------------------
@@ -239,8 +277,13 @@ def create_train_step(
 
         def gradients(batch_stats, batch):
             def loss_fn(weights):
-                fakes, new_batch_stats = generate(weights, batch_stats, *batch)
-                return loss.generator(discriminate(d_weights, fakes, batch[1])), new_batch_stats
+                fakes, new_stats = generate(weights, batch_stats, *batch)
+                logits, class_logits, _ = discriminate(
+                    d_weights, d_variables['batch_stats'], fakes, batch[1]
+                )
+                return loss.generator(logits) + classify('fake', class_logits, batch[1])[
+                    0
+                ], new_stats
 
             (value, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 generator_weights

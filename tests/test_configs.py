@@ -1,67 +1,184 @@
-"""Every configuration describes networks that can be built, and trained when made narrow."""
+"""Every configuration and every variant: what they change, that they can be built and trained."""
 
 import importlib
+import inspect
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from configs import common, imagenet128
+from configs import common, systems
 from sagan_jax import models
+from sagan_jax.errors import UserError
 from sagan_jax.train_step import create_state, create_train_step, replicate
 from tests import tiny
 
-CONFIGURATIONS = ['common', 'quickstart', 'image_folder', 'cifar10', 'imagenet128']
-VARIANTS = list(imagenet128.ATTENTION)
+CONFIGURATIONS = [
+    'common',
+    'quickstart',
+    'image_folder',
+    'shapes',
+    'cifar10',
+    'celeba',
+    'imagenet128',
+]
+CLASSLESS = ['acgan', 'sngan_projection']  # what celeba has not
+
+
+def load(name, *variant):
+    return importlib.import_module(f'configs.{name}').get_config(*variant)
+
+
+def flat(config):
+    with config.unlocked():
+        return flatten_dict(config.to_dict(), sep='.')
+
+
+def variants_of(name):
+    module = importlib.import_module(f'configs.{name}')
+    if not inspect.signature(module.get_config).parameters:
+        return []
+    missing = CLASSLESS if name == 'celeba' else []
+    size = module.get_config().dataset.image_size
+    return [variant for variant in systems.names(size) if variant not in missing]
+
+
+ALL = [(name, variant) for name in CONFIGURATIONS for variant in variants_of(name)]
+# Each of these is a program of its own; others differ from one of them in numbers or size.
+TRAINED = [('shapes', variant) for variant in variants_of('shapes')] + [
+    ('celeba', 'feat32'),
+    ('cifar10', 'best_public'),
+    ('imagenet128', 'feat64'),
+    ('imagenet128', 'residual32'),
+]
 
 
 @pytest.mark.parametrize('name', CONFIGURATIONS)
 def test_every_file_has_the_keys_of_common(name):
-    config = importlib.import_module(f'configs.{name}').get_config()
-
-    def keys(tree):
-        return {k: keys(v) if hasattr(v, 'items') else None for k, v in tree.items()}
-
-    assert keys(config) == keys(common.get_config())
-    for key in ('log_every', 'sample_every', 'checkpoint_every'):
+    config = load(name)
+    assert flat(config).keys() == flat(common.get_config()).keys()
+    for key in ('log_every', 'sample_every', 'checkpoint_every', 'evaluate_every'):
         assert config[key] % config.steps_per_call == 0
 
 
-@pytest.mark.parametrize('name', CONFIGURATIONS)
-def test_the_networks_of_every_file_can_be_built(name):
-    config = importlib.import_module(f'configs.{name}').get_config()
+@pytest.mark.parametrize(
+    ('name', 'variant'), [(name, None) for name in ('common', 'quickstart', 'image_folder')] + ALL
+)
+def test_the_networks_of_every_variant_can_be_built(name, variant):
+    config = load(name, *filter(None, [variant]))
     for network in models.create(config):
         variables = jax.eval_shape(network.init, jax.random.key(0))
-        assert models.count_parameters(variables) > 300_000
+        assert models.count_parameters(variables) > 50_000
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_imagenet_variants_differ_in_their_attention_only(variant):
-    config, plain = imagenet128.get_config(variant), imagenet128.get_config('no_attention')
-    state = jax.eval_shape(lambda: create_state(config))
-    blocks = [
-        {name for name in network['params'] if name.startswith('attention')}
-        for network in (state.generator, state.discriminator)
-    ]
-    expected = {variant.replace('feat', 'attention')} - {'no_attention'}
-    assert blocks == [expected, expected]
+# ---- What a variant changes. -------------------------------------------------------------------
 
-    with config.unlocked(), plain.unlocked():
-        for key in ('generator_attention', 'discriminator_attention'):
-            del config.model[key], plain.model[key]
-    assert config == plain
+ATTENTION = {'model.generator_attention', 'model.discriminator_attention'}
+RATES = {'optimizer.generator_lr', 'optimizer.discriminator_lr'}
+DCGAN = {
+    'model.architecture', 'model.conditioning', 'model.initializer', 'loss', 'optimizer.b1',
+    'spectral_norm.generator', 'spectral_norm.discriminator',
+}  # fmt: skip
+PAPER_TEXT = {'model.attention_value_divisor', 'model.attention_pooling', 'optimizer.b2'}
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_a_step_of_every_imagenet_variant(variant):
-    config = imagenet128.get_config(variant)
+@pytest.mark.parametrize(
+    ('variant', 'neighbour', 'keys'),
+    [
+        ('feat8', 'no_attention', ATTENTION),
+        ('feat16', 'no_attention', ATTENTION),
+        ('feat32', 'no_attention', ATTENTION),
+        ('feat64', 'no_attention', ATTENTION),
+        ('residual8', 'feat8', {'model.attention_block'}),
+        ('residual64', 'feat64', {'model.attention_block'}),
+        ('sn_gd_ttur', 'no_attention', set()),
+        ('sn_gd', 'sn_gd_ttur', RATES),
+        ('sn_d', 'sn_gd', {'spectral_norm.generator'}),
+        ('sn_d_5to1', 'sn_d', {'discriminator_steps'}),
+        ('sngan_projection', 'sn_d_5to1', {'optimizer.b2'}),
+        ('acgan', 'sngan_projection', {'model.conditioning'}),
+        ('dcgan', 'no_attention', DCGAN | RATES),
+        ('paper_text', 'feat32', PAPER_TEXT),
+        (
+            'best_public',
+            'feat64',
+            {
+                'ema.decay',
+                'ema.start_step',
+                'spectral_norm.epsilon',
+                'batch_norm.cross_replica',
+            },
+        ),
+    ],
+)
+def test_a_variant_differs_from_its_neighbour_in_what_its_name_says(variant, neighbour, keys):
+    here, there = flat(load('imagenet128', variant)), flat(load('imagenet128', neighbour))
+    assert {key for key in here if here[key] != there[key]} == keys
+
+
+@pytest.mark.parametrize(('name', 'variant'), ALL)
+def test_attention_stands_where_a_variant_says(name, variant):
+    config = load(name, variant)
+    digits = variant.removeprefix('feat').removeprefix('residual')
+    if digits.isdigit():
+        assert config.model.generator_attention == (int(digits),)
+        assert config.model.discriminator_attention == (int(digits),)
+    elif variant not in ('paper_text', 'best_public'):
+        assert config.model.generator_attention == config.model.discriminator_attention == ()
+
+
+def test_one_rate_is_the_mean_of_two():
+    config = load('imagenet128', 'sn_gd')
+    assert config.optimizer.generator_lr == config.optimizer.discriminator_lr == 2e-4
+    two = load('shapes', 'sn_gd_ttur').optimizer
+    one = load('shapes', 'sn_gd').optimizer.generator_lr
+    assert one**2 == pytest.approx(two.generator_lr * two.discriminator_lr, rel=1e-3)
+
+
+def test_unknown_variants_are_refused():
+    with pytest.raises(UserError, match=r"'feat9' at image size 128: .*feat64, residual8"):
+        load('imagenet128', 'feat9')
+    with pytest.raises(UserError, match=r"'feat32' at image size 32: choose among no_attention, "):
+        load('shapes', 'feat32')
+    with pytest.raises(UserError, match='acgan needs classes'):
+        load('celeba', 'acgan')
+
+
+def test_groups():
+    assert systems.expand(['table1'], 32) == [
+        'no_attention', 'feat8', 'feat16', 'residual8', 'residual16'
+    ]  # fmt: skip
+    assert len(systems.expand(['table1'], 128)) == 9
+    assert systems.expand(['table2', 'acgan', 'feat8'], 128) == [
+        'acgan', 'sngan_projection', 'feat64', 'feat8'
+    ]  # fmt: skip
+    assert systems.expand(['figure3'], 64) == ['sn_d', 'sn_d_5to1', 'sn_gd', 'sn_gd_ttur']
+    with pytest.raises(UserError, match=r"no variant or group 'table3' .* table1, table2, figure3"):
+        systems.expand(['table3'], 32)
+
+
+# ---- Two steps of each. ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('name', 'variant'), TRAINED)
+def test_two_steps(name, variant):
+    config = load(name, variant)
     config.model.generator_width = config.model.discriminator_width = 8
     config.batch_size = 2
     used = jax.devices()[:1]
-    state, metrics = create_train_step(config, used)(
-        replicate(create_state(config), used), *tiny.batch(config)
-    )
-    assert int(state.step) == 1
+    train_step, state = create_train_step(config, used), replicate(create_state(config), used)
+    for seed in range(2):
+        state, metrics = train_step(state, *tiny.batch(config, seed))
+    assert int(state.step) == 2
     assert all(np.isfinite(value).all() for value in metrics.values())
-    resolution = variant.removeprefix('feat')
-    assert (f'generator_gamma{resolution}' in metrics) == variant.startswith('feat')
+    attended = {name for name in state.generator['params'] if name.startswith('attention')}
+    assert attended == {f'attention{k}' for k in config.model.generator_attention}
+    gammas = {name for name in metrics if 'gamma' in name}
+    has_gammas = config.model.attention_block == 'self_attention'
+    assert len(gammas) == (2 * len(attended) if has_gammas else 0)
+    assert ('fake_accuracy' in metrics) == (variant == 'acgan')
+    # The discriminator's moments are followed where it has any.
+    moved = jax.tree.leaves(state.discriminator['batch_stats'])
+    assert bool(moved) == (variant == 'dcgan')
+    assert all(np.abs(leaf).max() > 0 for leaf in moved)

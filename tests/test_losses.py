@@ -43,3 +43,16 @@ def test_non_saturating():
 def test_unknown_loss():
     with pytest.raises(UserError, match=r'no loss .wgan.*hinge, non_saturating'):
         losses.get('wgan')
+
+
+def test_classification():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4)).astype(np.float32) * 3
+    labels = np.array([0, 3, 2, 2, 1, 0])
+    exponentials = np.exp(logits.astype(np.float64))
+    probabilities = exponentials / exponentials.sum(1, keepdims=True)
+    expected = -np.log(probabilities[np.arange(6), labels]).mean()
+    np.testing.assert_allclose(losses.classification(logits, labels), expected, rtol=1e-6)
+    one_hot = np.eye(4)[labels]
+    gradient = jax.grad(losses.classification)(logits, labels)
+    np.testing.assert_allclose(gradient, (probabilities - one_hot) / 6, rtol=1e-5, atol=1e-7)

@@ -1,12 +1,15 @@
 """Networks as pairs of pure functions over explicit collections of variables."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from flax import traverse_util
 
 from sagan_jax import spectral_norm
 from sagan_jax.errors import UserError
@@ -15,6 +18,8 @@ from sagan_jax.models.architectures import (
     discriminator_resolutions,
     generator_resolutions,
 )
+from sagan_jax.models.attention import ResidualBlock, SelfAttention
+from sagan_jax.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from sagan_jax.models.discriminator import Discriminator
 from sagan_jax.models.generator import Generator
 
@@ -29,7 +34,8 @@ class Network(NamedTuple):
         empty where the configuration does not normalise this network.
       apply: `apply(variables, *inputs, train) -> (outputs, stats)`. The generator takes z
         float32 [B, z_dim] and labels int32 [B] and gives images float32 [B, S, S, 3] in [-1, 1];
-        the discriminator takes such images and labels and gives logits float32 [B]. `stats` holds
+        the discriminator takes such images and labels and gives logits float32 [B], with the
+        conditioning 'acgan' beside the class logits float32 [B, classes]. `stats` holds
         the collections other than 'params' as they are after the pass; with `train=False` they
         come back untouched. Without 'spectral_stats' in `variables`, the parameters are taken as
         weights that are normalised already.
@@ -53,42 +59,49 @@ def create(
       UserError: for an architecture, conditioning or attention resolution that does not exist.
     """
     model, image_size = config.model, config.dataset.image_size
+    _check_conditioning(config)
     arch = architecture(model.architecture, image_size)
-    _check_attention('generator', model.generator_attention, generator_resolutions(arch))
-    _check_attention(
-        'discriminator', model.discriminator_attention, discriminator_resolutions(arch, image_size)
-    )
-    if model.conditioning not in ('projection', 'none'):
-        raise UserError(
-            f'There is no conditioning {model.conditioning!r}: choose --config.model.conditioning '
-            'from projection and none.'
-        )
-    num_classes = config.dataset.num_classes if model.conditioning == 'projection' else 0
+    maps = generator_resolutions(arch), discriminator_resolutions(arch, image_size)
+    if model.architecture == 'dcgan':
+        maps = [], []
+    _check_attention('generator', model.generator_attention, maps[0])
+    _check_attention('discriminator', model.discriminator_attention, maps[1])
     dtype = _dtype(config.dtype)
+    g_widths = tuple(width * model.generator_width for width in arch.generator)
+    d_widths = tuple(width * model.discriminator_width for width in arch.discriminator)
+    bn = config.batch_norm
+    norm = {'decay': bn.decay, 'epsilon': bn.epsilon, 'axis_name': axis_name, 'dtype': dtype}
+    if model.architecture == 'dcgan':
+        generator = DCGANGenerator(g_widths, **norm)
+        discriminator = DCGANDiscriminator(d_widths, **norm)
+    else:
+        attend = _attention_block(model, dtype)
+        classes = config.dataset.num_classes
+        generator = Generator(
+            widths=g_widths,
+            attention=tuple(model.generator_attention),
+            attend=attend,
+            num_classes=0 if model.conditioning == 'none' else classes,
+            last_decay=bn.last_decay,
+            **norm,
+        )
+        discriminator = Discriminator(
+            widths=d_widths,
+            downs=arch.downs,
+            attention=tuple(model.discriminator_attention),
+            attend=attend,
+            num_classes=classes if model.conditioning == 'projection' else 0,
+            classifier=classes if model.conditioning == 'acgan' else 0,
+            dtype=dtype,
+        )
 
-    generator = Generator(
-        widths=tuple(width * model.generator_width for width in arch.generator),
-        attention=tuple(model.generator_attention),
-        num_classes=num_classes,
-        decay=config.batch_norm.decay,
-        last_decay=config.batch_norm.last_decay,
-        epsilon=config.batch_norm.epsilon,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
-    discriminator = Discriminator(
-        widths=tuple(width * model.discriminator_width for width in arch.discriminator),
-        downs=arch.downs,
-        attention=tuple(model.discriminator_attention),
-        num_classes=num_classes,
-        dtype=dtype,
-    )
+    initialise = _initialiser(model.initializer)
     z, labels = jnp.zeros((1, model.z_dim)), jnp.zeros((1,), jnp.int32)
     images = jnp.zeros((1, image_size, image_size, 3))
     sn = config.spectral_norm
     return (
-        _network(generator, (z, labels), sn.generator, sn.epsilon),
-        _network(discriminator, (images, labels), sn.discriminator, sn.epsilon),
+        _network(generator, (z, labels), initialise, sn.generator, sn.epsilon),
+        _network(discriminator, (images, labels), initialise, sn.discriminator, sn.epsilon),
     )
 
 
@@ -97,13 +110,16 @@ def count_parameters(variables: Variables) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
-def _network(module: nn.Module, inputs: tuple, normalised: bool, epsilon: float) -> Network:
+def _network(
+    module: nn.Module, inputs: tuple, initialise: Callable, normalised: bool, epsilon: float
+) -> Network:
     def init(key):
         params_key, spectral_key = jax.random.split(key)
         variables = module.init(params_key, *inputs, train=False)
-        spectral = spectral_norm.init(spectral_key, variables['params']) if normalised else {}
+        params = initialise(params_key, variables['params'])
+        spectral = spectral_norm.init(spectral_key, params) if normalised else {}
         return {
-            'params': variables['params'],
+            'params': params,
             'batch_stats': variables.get('batch_stats', {}),
             'spectral_stats': spectral,
         }
@@ -125,7 +141,69 @@ def _network(module: nn.Module, inputs: tuple, normalised: bool, epsilon: float)
     return Network(init, apply)
 
 
+def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
+    """`initialise(key, params) -> params`; the layers themselves draw Xavier uniform weights."""
+    if name == 'xavier_uniform':
+        return lambda key, params: params
+    initialisers = {
+        'orthogonal': nn.initializers.orthogonal(),
+        # Drawn flat, for the reason given at `layers.xavier_uniform`.
+        'normal': lambda key, shape: (
+            0.02 * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
+        ),
+    }
+    if name not in initialisers:
+        raise UserError(
+            f'There is no initializer {name!r}: choose --config.model.initializer from '
+            f'xavier_uniform, {", ".join(initialisers)}.'
+        )
+
+    def initialise(key, params):
+        flat = traverse_util.flatten_dict(params)
+        weights = [path for path in sorted(flat) if path[-1] in ('kernel', 'embedding')]
+        for path, path_key in zip(weights, jax.random.split(key, len(weights)), strict=True):
+            flat[path] = initialisers[name](path_key, flat[path].shape)
+        return traverse_util.unflatten_dict(flat)
+
+    return initialise
+
+
+def _attention_block(model: ml_collections.ConfigDict, dtype: jnp.dtype) -> Callable:
+    """`attend(name=…)` makes what stands where the configuration asks for attention."""
+    if model.attention_block == 'residual':
+        return partial(ResidualBlock, dtype)
+    if model.attention_block == 'self_attention':
+        return partial(
+            SelfAttention,
+            dtype,
+            value_divisor=model.attention_value_divisor,
+            pooling=model.attention_pooling,
+        )
+    raise UserError(
+        f'There is no attention block {model.attention_block!r}: choose '
+        '--config.model.attention_block from self_attention and residual.'
+    )
+
+
+def _check_conditioning(config: ml_collections.ConfigDict) -> None:
+    model = config.model
+    if model.conditioning not in ('projection', 'acgan', 'none'):
+        raise UserError(
+            f'There is no conditioning {model.conditioning!r}: choose --config.model.conditioning '
+            'from projection, acgan and none.'
+        )
+    if model.architecture == 'dcgan' and model.conditioning != 'none':
+        raise UserError(
+            f'The architecture dcgan has no conditioning {model.conditioning!r}: set '
+            '--config.model.conditioning=none.'
+        )
+
+
 def _check_attention(network: str, asked: tuple[int, ...], possible: list[int]) -> None:
+    if asked and not possible:
+        raise UserError(
+            f'This {network} takes no attention: set --config.model.{network}_attention=().'
+        )
     for resolution in asked:
         if resolution not in possible:
             raise UserError(

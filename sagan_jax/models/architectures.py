@@ -33,6 +33,14 @@ ARCHITECTURES = {
     'pyramid': {
         32: Architecture((4, 4, 2, 1), (1, 2, 4, 4), downs=3),
     },
+    # Radford et al. 2016, figure 1, with their widths halved as in most implementations; every
+    # layer halves or doubles the resolution, and the generator's last one makes the image.
+    'dcgan': {
+        32: Architecture((4, 2, 1), (1, 2, 4), downs=3),
+        64: Architecture((8, 4, 2, 1), (1, 2, 4, 8), downs=4),
+        128: Architecture((16, 8, 4, 2, 1), (1, 2, 4, 8, 16), downs=5),
+        256: Architecture((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), downs=6),
+    },
 }
 
 

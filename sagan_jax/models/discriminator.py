@@ -1,10 +1,11 @@
 """The discriminator: images and labels to logits (SAGAN's official code, after SNGAN's ResNet)."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sagan_jax.models.attention import SelfAttention
 from sagan_jax.models.layers import Conv, Dense, DownConv, average_pool, xavier_uniform
 
 
@@ -49,26 +50,34 @@ class DownBlock(nn.Module):
 class Discriminator(nn.Module):
     """A stack of down blocks, then `dense(h) + ⟨embedding(label), h⟩` (Miyato & Koyama 2018).
 
+    With conditioning 'acgan' there is a classifier beside `dense(h)` instead of the projection.
+
     Attributes:
       widths: channels of each block.
       downs: how many of the blocks, counted from the image, halve the resolution.
-      attention: the resolutions after whose block self-attention stands.
-      num_classes: rows of the label embedding; 0 for an unconditional discriminator.
+      attention: the resolutions after whose block `attend` stands.
+      attend: `attend(name=…)` makes self-attention, or what takes its place.
+      num_classes: rows of the label embedding; 0 for no projection.
+      classifier: outputs of the auxiliary classifier; 0 for none.
       dtype: of the activations; the sum over space and the logits are float32.
     """
 
     widths: tuple[int, ...]
     downs: int
     attention: tuple[int, ...]
+    attend: Callable[..., nn.Module]
     num_classes: int
+    classifier: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, labels: jax.Array, train: bool
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """images float32 [B, S, S, 3] in [-1, 1], labels int [B] → logits float32 [B].
 
-        Nothing in it differs between training and not; `train` is there so that both networks
-        are called alike.
+        With a classifier, logits and its own logits float32 [B, classifier]. Nothing here differs
+        between training and not; `train` is there so that all networks are called alike.
         """
         del train
         x = images.astype(self.dtype)
@@ -79,7 +88,7 @@ class Discriminator(nn.Module):
             else:
                 x = DownBlock(width, down, self.dtype, name=f'block{number}')(x)
             if down and size // 2 in self.attention:
-                x = SelfAttention(self.dtype, name=f'attention{size // 2}')(x)
+                x = self.attend(name=f'attention{size // 2}')(x)
 
         h = nn.relu(x).astype(jnp.float32).sum((1, 2))  # [B, C]
         logits = Dense(1, name='dense')(h)[:, 0]
@@ -88,4 +97,6 @@ class Discriminator(nn.Module):
                 self.num_classes, h.shape[-1], embedding_init=xavier_uniform, name='embed'
             )
             logits += (embed(labels) * h).sum(-1)
+        if self.classifier:
+            return logits, Dense(self.classifier, name='classifier')(h)
         return logits

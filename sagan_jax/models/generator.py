@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sagan_jax.models.attention import SelfAttention
 from sagan_jax.models.layers import BatchNorm, Conv, Dense, UpConv, upsample
 
 
@@ -34,7 +33,8 @@ class Generator(nn.Module):
 
     Attributes:
       widths: channels of the 4×4 start, then of each up block.
-      attention: the resolutions after whose block self-attention stands.
+      attention: the resolutions after whose block `attend` stands.
+      attend: `attend(name=…)` makes self-attention, or what takes its place.
       num_classes: rows of the conditional batch norms; 0 for an unconditional generator.
       decay: of the running averages in the blocks; `last_decay` in the last, plain batch norm.
       axis_name: the mapped axis whose replicas share batch moments, or None.
@@ -43,6 +43,7 @@ class Generator(nn.Module):
 
     widths: tuple[int, ...]
     attention: tuple[int, ...]
+    attend: Callable[..., nn.Module]
     num_classes: int
     decay: float
     last_decay: float
@@ -62,7 +63,7 @@ class Generator(nn.Module):
             block_norm = partial(norm, num_classes=self.num_classes, decay=self.decay)
             x = UpBlock(width, block_norm, self.dtype, name=f'block{number}')(x, labels, train)
             if x.shape[1] in self.attention:
-                x = SelfAttention(self.dtype, name=f'attention{x.shape[1]}')(x)
+                x = self.attend(name=f'attention{x.shape[1]}')(x)
 
         x = nn.relu(norm(num_classes=0, decay=self.last_decay, name='norm')(x, labels, train))
         x = Conv(3, (3, 3), dtype=self.dtype, name='conv')(x)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sagan_jax.models.attention import SelfAttention
+from sagan_jax.models.attention import ResidualBlock, SelfAttention
 
 
 def numpy_attention(params, x):
@@ -93,3 +93,48 @@ def test_gradients_against_finite_differences(block):
             for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(only), strict=True)
         )
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-3)
+
+
+# ---- The paper's text, and the residual block. -------------------------------------------------
+
+
+def test_as_the_papers_text_words_it():
+    """Values C/8 wide, and every position attends to all N."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 4, 4, 16)).astype(np.float32)
+    module = SelfAttention(jnp.dtype('float32'), value_divisor=8, pooling=False)
+    params = module.init(jax.random.key(0), x)['params'] | {'gamma': jnp.float32(0.7)}
+    assert params['value']['kernel'].shape == (1, 1, 16, 2)
+    flat = x.reshape(2, 16, 16).astype(np.float64)
+    f, g, h, v = (
+        np.asarray(params[name]['kernel'], np.float64)[0, 0]
+        for name in ('query', 'key', 'value', 'output')
+    )
+    logits = np.einsum('bic,bjc->bij', flat @ f, flat @ g)
+    beta = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = flat + 0.7 * (beta @ (flat @ h)) @ v
+    actual = module.apply({'params': params}, x)
+    np.testing.assert_allclose(actual, expected.reshape(x.shape), rtol=1e-5, atol=1e-5)
+
+
+def test_residual_block_against_numpy():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 5, 6, 16)).astype(np.float32)
+    module = ResidualBlock(jnp.dtype('float32'))
+    params = module.init(jax.random.key(0), x)['params']
+    first, second = (np.asarray(params[name]['kernel']) for name in ('conv1', 'conv2'))
+    padded = np.pad(np.maximum(x, 0).astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    hidden = sum(padded[:, i : i + 5, j : j + 6] @ first[i, j] for i in range(3) for j in range(3))
+    expected = x + np.maximum(hidden, 0) @ second[0, 0]
+    actual = module.apply({'params': params}, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('channels', [64, 128, 256, 512])
+def test_residual_block_has_as_many_parameters(channels):
+    x = jnp.zeros((1, 4, 4, channels))
+    counts = [
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0), x)))
+        for m in (SelfAttention(jnp.dtype('float32')), ResidualBlock(jnp.dtype('float32')))
+    ]
+    assert counts[0] == counts[1] + 1  # gamma

@@ -155,3 +155,35 @@ def test_bfloat16_keeps_parameters_and_outputs_float32(tiny_networks):
 def test_refusals(overrides, sentence):
     with pytest.raises(UserError, match=sentence):
         models.create(tiny.config(**overrides))
+
+
+def test_initialisers():
+    def initialise(name, *shape):
+        params = {'conv': {'kernel': np.ones(shape), 'bias': np.zeros(shape[-1])}}
+        drawn = models._initialiser(name)(jax.random.key(0), params)
+        np.testing.assert_array_equal(drawn['conv']['bias'], 0)
+        return np.asarray(drawn['conv']['kernel']).reshape(-1, shape[-1])
+
+    kernel = initialise('orthogonal', 3, 3, 8, 16)
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(16), atol=1e-5)
+    assert np.std(initialise('normal', 3, 3, 16, 32)) == pytest.approx(0.02, rel=0.05)
+    assert (initialise('xavier_uniform', 3, 3, 8, 8) == 1).all()  # the layers' own draw stays
+    with pytest.raises(UserError, match=r"no initializer 'zeros': choose .* orthogonal, normal"):
+        models.create(tiny.config(model__initializer='zeros'))
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'model__attention_block': 'mlp'}, "no attention block 'mlp'"),
+        ({'model__conditioning': 'concat'}, "no conditioning 'concat'"),
+        ({'model__architecture': 'dcgan'}, "dcgan has no conditioning 'projection'"),
+        (
+            {'model__architecture': 'dcgan', 'model__conditioning': 'none'},
+            'takes no attention: set --config.model.generator_attention',
+        ),
+    ],
+)
+def test_what_does_not_exist_is_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        models.create(tiny.config(**overrides))

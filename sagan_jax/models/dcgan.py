@@ -1,0 +1,71 @@
+"""DCGAN, the convolution-only predecessor (Radford et al. 2016): no residuals and no classes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sagan_jax.models.layers import BatchNorm, Conv, Dense, xavier_uniform
+
+
+class DCGANGenerator(nn.Module):
+    """Noise → 4×4, then 4×4 transposed convolutions with stride 2, batch norm and ReLU between.
+
+    Attributes:
+      widths: channels of the 4×4 start, then of each layer but the last, which makes the image.
+      decay, epsilon, axis_name: see `BatchNorm`.
+      dtype: of the activations.
+    """
+
+    widths: tuple[int, ...]
+    decay: float
+    epsilon: float
+    axis_name: str | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, z: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
+        """z float32 [B, z_dim], labels int [B], unread → images float32 [B, S, S, 3] in [-1, 1]."""
+
+        def activate(x, name):
+            norm = BatchNorm(0, self.decay, self.epsilon, self.axis_name, self.dtype, name=name)
+            return nn.relu(norm(x, labels, train))
+
+        def up(features, name):
+            return nn.ConvTranspose(
+                features, (4, 4), (2, 2), dtype=self.dtype, kernel_init=xavier_uniform, name=name
+            )
+
+        start, *widths = self.widths
+        x = Dense(4 * 4 * start, dtype=self.dtype, name='dense')(z).reshape(-1, 4, 4, start)
+        for number, width in enumerate(widths, start=1):
+            x = up(width, f'conv{number}')(activate(x, f'norm{number}'))
+        x = up(3, 'conv')(activate(x, 'norm'))
+        return jnp.tanh(x.astype(jnp.float32))
+
+
+class DCGANDiscriminator(nn.Module):
+    """4×4 convolutions with stride 2, leaky ReLU, batch norm on all but the first, dense to 1.
+
+    Attributes: see `DCGANGenerator`; `widths` are those of the convolutions.
+    """
+
+    widths: tuple[int, ...]
+    decay: float
+    epsilon: float
+    axis_name: str | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
+        """images float32 [B, S, S, 3] in [-1, 1], labels int [B], unread → logits float32 [B]."""
+
+        def norm(x, name):
+            norm = BatchNorm(0, self.decay, self.epsilon, self.axis_name, self.dtype, name=name)
+            return norm(x, labels, train)
+
+        x = images.astype(self.dtype)
+        for number, width in enumerate(self.widths, start=1):
+            x = Conv(width, (4, 4), (2, 2), dtype=self.dtype, name=f'conv{number}')(x)
+            x = nn.leaky_relu(norm(x, f'norm{number}') if number > 1 else x, 0.2)
+        x = x.reshape(len(x), -1).astype(jnp.float32)  # [B, 4·4·C]
+        return Dense(1, name='dense')(x)[:, 0]
