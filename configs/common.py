@@ -43,6 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.attention_block = 'self_attention'
     model.attention_value_divisor = 2  # values are C over this wide; in the paper's text 8
     model.attention_pooling = True  # max-pool keys and values 2×2; not so in the paper's text
+    # Queries at a time, their weights computed again in the backward pass; 0: all at once.
+    model.attention_query_block = 0
     # 'projection'; 'acgan', an auxiliary classifier; or 'none' for an unconditional GAN.
     model.conditioning = 'projection'
     model.acgan_weight = 1.0  # of the classifier's loss

@@ -70,6 +70,31 @@ def restore(manager: ocp.CheckpointManager, like: Any, step: int | None = None) 
         ) from error
 
 
+def choose(
+    config: ml_collections.ConfigDict, workdir: Path, which: str | int
+) -> tuple[ocp.CheckpointManager, list[int]]:
+    """A manager to read with, and the steps that `which` means: 'newest', 'best', 'all' or one.
+
+    Raises UserError when there are none, or they belong to another configuration.
+    """
+    folder = workdir / ('best' if which == 'best' else 'checkpoints')
+    if not any(path.name.isdigit() for path in folder.glob('*')):
+        raise UserError(f'There is no checkpoint in {folder}: train first, or check --workdir.')
+    check_configuration(workdir, config)
+    manager = open_manager(folder)
+    steps = sorted(manager.all_steps())
+    if which == 'all':
+        return manager, steps
+    if which in ('newest', 'best'):
+        return manager, steps[-1:]
+    if str(which) in map(str, steps):
+        return manager, [int(which)]
+    raise UserError(
+        f'There is no checkpoint {which} in {folder}: choose newest, best, all or one of '
+        f'{", ".join(map(str, steps))}.'
+    )
+
+
 def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Refuses to go on with the checkpoints of another configuration.
 

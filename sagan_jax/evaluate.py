@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from sagan_jax import checkpoints, data, models, references
+from sagan_jax import checkpoints, data, references
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
 from sagan_jax.metrics import scores
@@ -21,7 +21,7 @@ from sagan_jax.metrics.comparison import Score, compare
 from sagan_jax.metrics.features import FeatureNetwork, on_local_devices
 from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
 from sagan_jax.models import Variables
-from sagan_jax.sampling import create_freeze, levels
+from sagan_jax.sampling import create_draw, create_freeze
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.train_step import create_state
 
@@ -50,13 +50,7 @@ def evaluate(
         pictures, the features' weights or the samples asked for do not suffice.
     """
     workdir = Path(workdir)
-    folder = workdir / ('best' if which == 'best' else 'checkpoints')
-    if not any(path.name.isdigit() for path in folder.glob('*')):
-        raise UserError(f'There is no checkpoint in {folder}: train first, or check --workdir.')
-    checkpoints.check_configuration(workdir, config)
-    manager = checkpoints.open_manager(folder)
-    steps = _choose(sorted(manager.all_steps()), which, folder)
-
+    manager, steps = checkpoints.choose(config, workdir, which)
     settings = config.evaluation
     score = create_evaluator(
         config, settings.num_samples, settings.pair_samples, settings.intra_fid_samples
@@ -114,8 +108,7 @@ def create_evaluator(
     if intra_fid_samples:
         real_features, real_labels = references.real_features(source, networks, settings.batch_size)
 
-    freeze = create_freeze(config)
-    generator, _ = models.create(config)
+    freeze, draw = create_freeze(config), create_draw(config)
     classes = max(config.dataset.num_classes, 1)
     labels = np.asarray(
         jax.random.randint(
@@ -124,12 +117,7 @@ def create_evaluator(
     )
 
     def draw_and_describe(variables, asked):
-        """Of which image and class [n, 2] each is → what the networks say of it."""
-        keys = jax.vmap(lambda i: stream_key(config.seed, Stream.EVALUATION_NOISE, i))(asked[:, 0])
-        z = jax.vmap(lambda key: jax.random.normal(key, (config.model.z_dim,)))(keys)
-        images, _ = generator.apply(variables['generator'], z, asked[:, 1], train=False)
-        images = levels(images) if settings.round_to_uint8 else (images + 1) * 127.5
-        return networks.apply(variables['networks'], images)
+        return networks.apply(variables['networks'], draw(variables['generator'], asked))
 
     stream = on_local_devices(draw_and_describe, settings.batch_size)
 
@@ -292,19 +280,6 @@ def _row(
 def _protocol(row: Row) -> Row:
     results = ('value', 'real_value', 'std', 'per_class', 'versions')
     return {key: value for key, value in row.items() if key not in results}
-
-
-def _choose(steps: list[int], which: str | int, folder: Path) -> list[int]:
-    if which == 'all':
-        return steps
-    if which in ('newest', 'best'):
-        return steps[-1:]
-    if which in map(str, steps) or which in steps:
-        return [int(which)]
-    raise UserError(
-        f'There is no checkpoint {which} in {folder}: choose newest, best, all or one of '
-        f'{", ".join(map(str, steps))}.'
-    )
 
 
 def _check(config, num_samples: int, pair_samples: int, intra_fid_samples: int) -> None:

@@ -1,11 +1,16 @@
 """Pictures of what a run does."""
 
+import math
 import os
+from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sagan_jax.files import atomic_path
+
+DOT_COLOURS = ('#e6194b', '#3cb44b', '#4363d8', '#ffe119', '#f58231', '#42d4f4', '#f032e6')
 
 
 def image_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
@@ -36,3 +41,89 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as a PNG file, atomically."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format='PNG')
+
+
+def attention_figure(images: np.ndarray, weights: np.ndarray, points: np.ndarray) -> Figure:
+    """Where query locations look (SAGAN, figures 1 and 5): a row for each image.
+
+    First the image with its query locations as coloured dots, then for each of them the map of its
+    weights over the image, a cell for each key, with arrows to the most attended regions.
+
+    Args:
+      images: uint8 [R, S, S, 3].
+      weights: float32 [R, N, M], of N query positions over M keys, both square grids.
+      points: int [R, K, 2], rows and columns in the query grid.
+    """
+    size = images.shape[1]
+    queries, keys = (math.isqrt(n) for n in weights.shape[1:])
+    rows, count = points.shape[:2]
+    figure = Figure(figsize=(1.6 * (count + 1), 1.6 * rows), layout='constrained')
+    axes = figure.subplots(rows, count + 1, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, image, image_weights, image_points in zip(axes, images, weights, points, strict=True):
+        centres = (image_points[:, ::-1] + 0.5) * size / queries  # [K, 2], x and y in pixels
+        row[0].imshow(image, extent=(0, size, size, 0))
+        row[0].scatter(*centres.T, c=DOT_COLOURS[:count], s=40, edgecolors='white')
+        for axis, point, centre, colour in zip(
+            row[1:], image_points, centres, DOT_COLOURS, strict=False
+        ):
+            attention = image_weights[point[0] * queries + point[1]].reshape(keys, keys)
+            axis.imshow(image, extent=(0, size, size, 0))
+            axis.imshow(
+                attention,
+                extent=(0, size, size, 0),
+                cmap='inferno',
+                alpha=0.7,
+                interpolation='nearest',
+            )
+            for peak in _peaks(attention):
+                target = (peak[::-1] + 0.5) * size / keys
+                axis.annotate('', target, centre, arrowprops={'color': colour, 'arrowstyle': '->'})
+            axis.scatter(*centre, c=colour, s=40, edgecolors='white')
+    return figure
+
+
+def spread_points(weights: np.ndarray, count: int) -> np.ndarray:
+    """Query locations whose maps differ most from each other: int [count, 2], rows and columns.
+
+    Weights are float32 [N, M]. The first location is the one that is farthest from the mean map,
+    each next one the farthest from those before, in Hellinger distance.
+    """
+    roots = np.sqrt(weights)
+    distances = np.linalg.norm(roots - np.sqrt(weights.mean(0)), axis=1)
+    chosen = [int(distances.argmax())]
+    distances = np.full(len(weights), np.inf)
+    while len(chosen) < count:
+        distances = np.minimum(distances, np.linalg.norm(roots - roots[chosen[-1]], axis=1))
+        chosen.append(int(distances.argmax()))
+    return np.stack(np.divmod(chosen, math.isqrt(len(weights))), axis=1)
+
+
+def curves_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], ylabel: str) -> Figure:
+    """Named curves over steps: `{name: (steps, values)}`."""
+    figure = Figure(figsize=(6, 3.5), layout='constrained')
+    axis = figure.subplots()
+    for name, (steps, values) in curves.items():
+        axis.plot(steps, values, label=name)
+    axis.set_xlabel('step')
+    axis.set_ylabel(ylabel)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def save_figure(path: str | os.PathLike, figure: Figure) -> None:
+    """Writes a figure in the format of the path's suffix, .png or .pdf, atomically."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _peaks(attention: np.ndarray, count: int = 3) -> list[np.ndarray]:
+    """The most attended cells, not next to each other and at least a third of the maximum."""
+    attention, least, peaks = attention.copy(), attention.max() / 3, []
+    while len(peaks) < count and attention.max() >= least:
+        row, column = np.unravel_index(attention.argmax(), attention.shape)
+        peaks.append(np.array([row, column]))
+        attention[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = -1
+    return peaks

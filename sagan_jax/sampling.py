@@ -71,6 +71,26 @@ def create_sampler(
     return lambda frozen, z, labels: np.asarray(sample(frozen, z, labels))
 
 
+def create_draw(
+    config: ml_collections.ConfigDict,
+) -> Callable[[Variables, jax.Array], jax.Array]:
+    """Builds `draw(frozen, asked) -> images`, a pure function for use within larger programs.
+
+    `asked` int32 [n, 2] holds a number and a label for each image: image i of a run is a function
+    of its seed, of i and of the label alone. The images are [n, S, S, 3] from 0 to 255, uint8 or,
+    without `evaluation.round_to_uint8`, the generator's floats.
+    """
+    generator, _ = models.create(config)
+
+    def draw(frozen, asked):
+        keys = jax.vmap(lambda i: stream_key(config.seed, Stream.EVALUATION_NOISE, i))(asked[:, 0])
+        z = jax.vmap(lambda key: jax.random.normal(key, (config.model.z_dim,)))(keys)
+        images, _ = generator.apply(frozen, z, asked[:, 1], train=False)
+        return levels(images) if config.evaluation.round_to_uint8 else (images + 1) * 127.5
+
+    return draw
+
+
 def levels(images: jax.Array) -> jax.Array:
     """Images in [-1, 1] as uint8, rounded to the nearest."""
     return jnp.round((images + 1) * 127.5).astype(jnp.uint8)

@@ -138,13 +138,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
                 last_log = _log_line(config, log, step, values, last_log, images_per_step)
             if due(config.sample_every):
                 save_samples(log)
-            if due(config.checkpoint_every):
-                checkpoints.save(manager, step, single_copy(state))
             if config.evaluate_every and due(config.evaluate_every):
                 since = time.monotonic()
-                save_scores(log)
+                save_scores(log)  # before the checkpoint, from which a killed run goes on
                 # Minutes, perhaps, that are not the step's.
                 last_log = last_log[0], last_log[1] + time.monotonic() - since
+            if due(config.checkpoint_every):
+                checkpoints.save(manager, step, single_copy(state))
     manager.close()
     if config.evaluate_every:
         best.close()

@@ -27,7 +27,7 @@ Variables = dict[str, Any]
 
 
 class Network(NamedTuple):
-    """A network as two pure functions.
+    """A network as pure functions.
 
     Attributes:
       init: `init(key) -> variables`, `{'params', 'batch_stats', 'spectral_stats'}`; the last is
@@ -39,10 +39,14 @@ class Network(NamedTuple):
         the collections other than 'params' as they are after the pass; with `train=False` they
         come back untouched. Without 'spectral_stats' in `variables`, the parameters are taken as
         weights that are normalised already.
+      attention: `attention(variables, *inputs) -> {resolution: float32 [B, N, M]}`, in order: what
+        each of N positions of a feature map takes from each of M keys, all frozen. `variables` are
+        weights that are normalised, and batch statistics.
     """
 
     init: Callable[[jax.Array], Variables]
     apply: Callable[..., tuple[jax.Array, Variables]]
+    attention: Callable[..., dict[int, jax.Array]]
 
 
 def create(
@@ -56,7 +60,8 @@ def create(
         on its own.
 
     Raises:
-      UserError: for an architecture, conditioning or attention resolution that does not exist.
+      UserError: for an architecture, conditioning or attention resolution that does not exist, or
+        a block of queries that does not divide them.
     """
     model, image_size = config.model, config.dataset.image_size
     _check_conditioning(config)
@@ -66,6 +71,7 @@ def create(
         maps = [], []
     _check_attention('generator', model.generator_attention, maps[0])
     _check_attention('discriminator', model.discriminator_attention, maps[1])
+    _check_query_block(model)
     dtype = _dtype(config.dtype)
     g_widths = tuple(width * model.generator_width for width in arch.generator)
     d_widths = tuple(width * model.discriminator_width for width in arch.discriminator)
@@ -138,7 +144,17 @@ def _network(
         after = {'batch_stats': updated.get('batch_stats', {}), 'spectral_stats': spectral}
         return outputs, {name: after[name] if train else stats[name] for name in stats}
 
-    return Network(init, apply)
+    def attention(variables, *inputs):
+        _, found = module.apply(
+            {name: variables[name] for name in ('params', 'batch_stats')},
+            *inputs,
+            train=False,
+            mutable=['attention'],
+        )
+        maps = found.get('attention', {})
+        return {int(name.removeprefix('attention')): maps[name]['weights'][0] for name in maps}
+
+    return Network(init, apply, attention)
 
 
 def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
@@ -178,6 +194,7 @@ def _attention_block(model: ml_collections.ConfigDict, dtype: jnp.dtype) -> Call
             dtype,
             value_divisor=model.attention_value_divisor,
             pooling=model.attention_pooling,
+            query_block=model.attention_query_block,
         )
     raise UserError(
         f'There is no attention block {model.attention_block!r}: choose '
@@ -209,6 +226,17 @@ def _check_attention(network: str, asked: tuple[int, ...], possible: list[int]) 
             raise UserError(
                 f'model.{network}_attention asks for {resolution}, but the {network} has feature '
                 f'maps of {", ".join(map(str, sorted(set(possible))))}: choose among these.'
+            )
+
+
+def _check_query_block(model: ml_collections.ConfigDict) -> None:
+    block = model.attention_query_block
+    for resolution in (*model.generator_attention, *model.discriminator_attention):
+        queries = resolution**2
+        if block < 0 or (0 < block < queries and queries % block):
+            raise UserError(
+                f'model.attention_query_block={block} does not divide the {queries} queries of the '
+                f'attention at {resolution}: take a power of two, or 0 for all at once.'
             )
 
 

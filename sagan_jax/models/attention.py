@@ -19,11 +19,13 @@ class SelfAttention(nn.Module):
       dtype: of the activations.
       value_divisor: values are C over this wide: 2 in the official code, 8 in the paper's text.
       pooling: whether keys and values are pooled: in the official code, not in the paper's text.
+      query_block: how many queries attend at a time, see `attend`; 0 for all.
     """
 
     dtype: jnp.dtype
     value_divisor: int = 2
     pooling: bool = True
+    query_block: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,20 +34,57 @@ class SelfAttention(nn.Module):
         inner, outer = max(c // 8, 1), max(c // self.value_divisor, 1)
 
         def project(features, name):
-            return Conv(features, (1, 1), use_bias=False, dtype=self.dtype, name=name)
+            return Conv(features, 1, self.dtype, use_bias=False, name=name)
 
         pool = max_pool if self.pooling else lambda x: x
         query = project(inner, 'query')(x).reshape(b, h * w, inner)
         key = pool(project(inner, 'key')(x)).reshape(b, -1, inner)
         value = pool(project(outer, 'value')(x)).reshape(b, -1, outer)
 
-        logits = jnp.einsum('bqc,bkc->bqk', query, key, preferred_element_type=jnp.float32)
-        weights = nn.softmax(logits).astype(self.dtype)  # [B, HW, HW/4]: sums to 1 over keys
-        o = jnp.einsum('bqk,bkc->bqc', weights, value).reshape(b, h, w, outer)
+        if self.is_mutable_collection('attention') and not self.is_initializing():
+            # The weights themselves are asked for: [B, HW, HW/4], or [B, HW, HW] without pooling.
+            self.sow('attention', 'weights', nn.softmax(_logits(query, key)))
+        o = attend(query, key, value, self.query_block).reshape(b, h, w, outer)
         o = project(c, 'output')(o)
 
         gamma = self.param('gamma', nn.initializers.zeros, ())
         return x + gamma.astype(self.dtype) * o
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, block: int = 0) -> jax.Array:
+    """Means of the values, weighted by the softmax of each query's products with the keys.
+
+    Args:
+      query: [B, Q, C].
+      key: [B, K, C].
+      value: [B, K, D].
+      block: so many queries at a time, whose weights are computed again in the backward pass, so
+        that memory grows with block · K and not with Q · K; it divides Q or exceeds it. 0: all at
+        once.
+
+    Returns:
+      [B, Q, D], of the values' dtype.
+    """
+
+    def gather(query):
+        logits = _logits(query, key)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        o = jnp.einsum(
+            'bqk,bkd->bqd', weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+        )
+        # The softmax's division, after the sum over the keys: of fewer numbers by a factor K/D.
+        return (o / weights.sum(-1, keepdims=True)).astype(value.dtype)
+
+    b, q, c = query.shape
+    if not 0 < block < q:
+        return gather(query)
+    blocks = query.reshape(b, q // block, block, c).swapaxes(0, 1)
+    o = jax.lax.map(jax.checkpoint(gather, prevent_cse=False), blocks)  # [Q/block, B, block, D]
+    return o.swapaxes(0, 1).reshape(b, q, -1)
+
+
+def _logits(query, key):
+    return jnp.einsum('bqc,bkc->bqk', query, key, preferred_element_type=jnp.float32)
 
 
 class ResidualBlock(nn.Module):
@@ -62,5 +101,5 @@ class ResidualBlock(nn.Module):
         """x [B, H, W, C] → [B, H, W, C]."""
         c = x.shape[-1]
         inner = max(c // 8, 1)
-        h = Conv(inner, (3, 3), use_bias=False, dtype=self.dtype, name='conv1')(nn.relu(x))
-        return x + Conv(c, (1, 1), use_bias=False, dtype=self.dtype, name='conv2')(nn.relu(h))
+        h = Conv(inner, 3, self.dtype, use_bias=False, name='conv1')(nn.relu(x))
+        return x + Conv(c, 1, self.dtype, use_bias=False, name='conv2')(nn.relu(h))

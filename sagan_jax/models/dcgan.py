@@ -65,7 +65,7 @@ class DCGANDiscriminator(nn.Module):
 
         x = images.astype(self.dtype)
         for number, width in enumerate(self.widths, start=1):
-            x = Conv(width, (4, 4), (2, 2), dtype=self.dtype, name=f'conv{number}')(x)
+            x = Conv(width, 4, self.dtype, name=f'conv{number}')(x)
             x = nn.leaky_relu(norm(x, f'norm{number}') if number > 1 else x, 0.2)
         x = x.reshape(len(x), -1).astype(jnp.float32)  # [B, 4·4·C]
         return Dense(1, name='dense')(x)[:, 0]

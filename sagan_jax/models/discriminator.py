@@ -18,9 +18,9 @@ class FirstBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, 3] → [B, H/2, W/2, features]."""
-        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(x)
+        h = Conv(self.features, 3, self.dtype, name='conv1')(x)
         h = DownConv(self.features, self.dtype, name='conv2')(nn.relu(h))
-        return h + Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(average_pool(x))
+        return h + Conv(self.features, 1, self.dtype, name='skip')(average_pool(x))
 
 
 class DownBlock(nn.Module):
@@ -36,14 +36,14 @@ class DownBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, H/2, W/2, features], or [B, H, W, features] without `down`."""
-        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(nn.relu(x))
+        h = Conv(self.features, 3, self.dtype, name='conv1')(nn.relu(x))
         if self.down:
             h = DownConv(self.features, self.dtype, name='conv2')(nn.relu(h))
             x = average_pool(x)  # commutes with the skip's 1×1 convolution
         else:
-            h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(nn.relu(h))
+            h = Conv(self.features, 3, self.dtype, name='conv2')(nn.relu(h))
         if self.down or x.shape[-1] != self.features:
-            x = Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(x)
+            x = Conv(self.features, 1, self.dtype, name='skip')(x)
         return h + x
 
 

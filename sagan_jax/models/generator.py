@@ -23,9 +23,9 @@ class UpBlock(nn.Module):
         h = nn.relu(self.norm(name='norm1')(x, labels, train))
         h = UpConv(self.features, self.dtype, name='conv1')(h)
         h = nn.relu(self.norm(name='norm2')(h, labels, train))
-        h = Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(h)
+        h = Conv(self.features, 3, self.dtype, name='conv2')(h)
         # A 1×1 convolution and ×2 commute; this way round it costs a quarter.
-        return h + upsample(Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(x))
+        return h + upsample(Conv(self.features, 1, self.dtype, name='skip')(x))
 
 
 class Generator(nn.Module):
@@ -66,5 +66,5 @@ class Generator(nn.Module):
                 x = self.attend(name=f'attention{x.shape[1]}')(x)
 
         x = nn.relu(norm(num_classes=0, decay=self.last_decay, name='norm')(x, labels, train))
-        x = Conv(3, (3, 3), dtype=self.dtype, name='conv')(x)
+        x = Conv(3, 3, self.dtype, name='conv')(x)
         return jnp.tanh(x.astype(jnp.float32))

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sagan_jax.models.convolution import convolve, enlarge
+
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """Uniform in ±√(6 / (fan in + fan out)) (Glorot & Bengio 2010); [..., in, out] → that shape.
@@ -20,8 +22,36 @@ def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) ->
 
 
 # Everywhere in the official code: Xavier uniform weights, biases 0, 'same' padding.
-Conv = partial(nn.Conv, kernel_init=xavier_uniform)
 Dense = partial(nn.Dense, kernel_init=xavier_uniform)
+
+
+class Conv(nn.Module):
+    """A convolution.
+
+    Attributes:
+      features: channels of the output.
+      size: of the kernel; 1 and 3 keep height and width, 4 halves them.
+      dtype: of the activations.
+    """
+
+    features: int
+    size: int
+    dtype: jnp.dtype
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] → [B, H, W, features], or [B, H/2, W/2, features]."""
+        c = x.shape[-1]
+        shape = (self.size, self.size, c, self.features)
+        kernel = self.param('kernel', xavier_uniform, shape).astype(self.dtype)
+        if self.size == 1:
+            y = (x.reshape(-1, c) @ kernel[0, 0]).reshape(*x.shape[:3], self.features)
+        else:
+            y = convolve(x, kernel)
+        if self.use_bias:
+            y += self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
 
 
 class BatchNorm(nn.Module):
@@ -66,8 +96,7 @@ class UpConv(nn.Module):
 
     Rows 2i and 2i + 1 of the enlarged image are the same, so an output row sees two input rows
     only: an even one rows i - 1 and i with taps w0 and w1 + w2, an odd one rows i and i + 1 with
-    w0 + w1 and w2; columns likewise. Four 2×2 convolutions, one for each parity, are the same
-    function with 16 in place of 36 multiplications.
+    w0 + w1 and w2; columns likewise. The same function with 16 in place of 36 multiplications.
     """
 
     features: int
@@ -76,22 +105,9 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, 2H, 2W, features]."""
-        b, h, w, c = x.shape
-        kernel = self.param('kernel', xavier_uniform, (3, 3, c, self.features))
+        kernel = self.param('kernel', xavier_uniform, (3, 3, x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-
-        def taps(kernel, axis):
-            w0, w1, w2 = jnp.split(kernel, 3, axis)
-            return jnp.concatenate([w0, w1 + w2], axis), jnp.concatenate([w0 + w1, w2], axis)
-
-        parities = [
-            _convolve(x, small, (1, 1), ((1 - odd_row, odd_row), (1 - odd_column, odd_column)))
-            for odd_row, rows in enumerate(taps(kernel, 0))
-            for odd_column, small in enumerate(taps(rows, 1))
-        ]
-        y = jnp.stack(parities, axis=3).reshape(b, h, w, 2, 2, self.features)
-        y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
-        return y + bias.astype(self.dtype)
+        return enlarge(x, _four_taps(kernel).astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class DownConv(nn.Module):
@@ -109,11 +125,17 @@ class DownConv(nn.Module):
         """x [B, H, W, C] → [B, H/2, W/2, features]."""
         kernel = self.param('kernel', xavier_uniform, (3, 3, x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        for axis in (0, 1):
-            before = jnp.pad(kernel, [(int(i == axis), 0) for i in range(4)])
-            after = jnp.pad(kernel, [(0, int(i == axis)) for i in range(4)])
-            kernel = (before + after) / 2
-        return _convolve(x, kernel, (2, 2), ((1, 1), (1, 1))) + bias.astype(self.dtype)
+        kernel = (_four_taps(kernel) / 4).astype(self.dtype)
+        return convolve(x, kernel) + bias.astype(self.dtype)
+
+
+def _four_taps(kernel: jax.Array) -> jax.Array:
+    """w0, w0 + w1, w1 + w2, w2 along both axes: [3, 3, C, D] → [4, 4, C, D]."""
+    for axis in (0, 1):
+        before = jnp.pad(kernel, [(int(i == axis), 0) for i in range(4)])
+        after = jnp.pad(kernel, [(0, int(i == axis)) for i in range(4)])
+        kernel = before + after
+    return kernel
 
 
 def upsample(x: jax.Array) -> jax.Array:
@@ -137,9 +159,3 @@ def max_pool(x: jax.Array) -> jax.Array:
 def _windows(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c)
-
-
-def _convolve(x: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )

@@ -1,11 +1,12 @@
 """Self-attention against numpy and finite differences."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sagan_jax.models.attention import ResidualBlock, SelfAttention
+from sagan_jax.models.attention import ResidualBlock, SelfAttention, attend
 
 
 def numpy_attention(params, x):
@@ -138,3 +139,51 @@ def test_residual_block_has_as_many_parameters(channels):
         for m in (SelfAttention(jnp.dtype('float32')), ResidualBlock(jnp.dtype('float32')))
     ]
     assert counts[0] == counts[1] + 1  # gamma
+
+
+def attention_gradients(q, block, dtype='float32'):
+    """A function that gives `attend`'s output and three gradients, and operands for it."""
+    rng = np.random.default_rng(3)
+    shapes = ((2, q, 4), (2, q // 4, 4), (2, q // 4, 6), (2, q, 6))
+    *operands, target = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+    def run(*operands):
+        o, pull_back = jax.vjp(lambda *operands: attend(*operands, block), *operands)
+        return o, *pull_back(target)
+
+    return jax.jit(run), operands
+
+
+@pytest.mark.parametrize('block', [1, 16, 32, 64, 1000])
+def test_blocks_of_queries_change_nothing(block):
+    (plain, operands), (blocked, _) = attention_gradients(64, 0), attention_gradients(64, block)
+    chex.assert_trees_all_close(blocked(*operands), plain(*operands), rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_of_queries_keep_bfloat16():
+    (plain, operands), (blocked, _) = (attention_gradients(64, n, 'bfloat16') for n in (0, 16))
+    found = blocked(*operands)
+    assert all(array.dtype == jnp.bfloat16 for array in found)
+    chex.assert_trees_all_close(found, plain(*operands), rtol=0.05, atol=0.05)
+
+
+def test_memory_grows_with_the_block():
+    def megabytes(block):
+        run, operands = attention_gradients(2048, block)
+        return run.lower(*operands).compile().memory_analysis().temp_size_in_bytes / 2**20
+
+    assert megabytes(0) > 2 * 2048 * 512 * 4 / 2**20  # two images' weights
+    assert megabytes(64) < megabytes(0) / 5
+
+
+@pytest.mark.parametrize('query_block', [0, 8])
+def test_weights_can_be_looked_at(block, query_block):
+    module = SelfAttention(jnp.dtype('float32'), query_block=query_block)
+    _, params, x = block
+    params = params | {'gamma': jnp.float32(0.7)}
+    y, found = module.apply({'params': params}, x, mutable=['attention'])
+    (weights,) = found['attention']['weights']
+    value = jnp.einsum('bhwc,cd->bhwd', x, params['value']['kernel'][0, 0])
+    pooled = value.reshape(2, 2, 2, 3, 2, 8).max((2, 4)).reshape(2, 6, 8)
+    o = (weights @ pooled @ params['output']['kernel'][0, 0]).reshape(x.shape)
+    np.testing.assert_allclose(y, x + 0.7 * o, rtol=1e-4, atol=1e-4)

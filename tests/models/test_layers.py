@@ -3,6 +3,7 @@
 from functools import partial
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,7 @@ def test_resampling_convolutions_are_the_plain_ones(layer):
     module = layer(5, jnp.dtype('float32'))
     params = module.init(jax.random.key(0), x)['params']
     params['bias'] = jnp.asarray(RNG.normal(size=5), jnp.float32)
-    conv = layers.Conv(5, (3, 3))
+    conv = nn.Conv(5, (3, 3))
 
     def plain(params, x):
         if layer is layers.UpConv:
@@ -51,6 +52,21 @@ def test_resampling_convolutions_are_the_plain_ones(layer):
         for f in (fused, plain)
     ]
     chex.assert_trees_all_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('size', 'strides'), [(1, 1), (3, 1), (4, 2)])
+@pytest.mark.parametrize('use_bias', [True, False])
+def test_convolutions_are_flaxs(size, strides, use_bias):
+    """The same function of the same parameters, from the same initial ones."""
+    x = RNG.normal(size=(2, 6, 4, 3)).astype(np.float32)
+    ours = layers.Conv(5, size, jnp.dtype('float32'), use_bias)
+    flaxs = nn.Conv(5, (size, size), strides, use_bias=use_bias, kernel_init=layers.xavier_uniform)
+    variables = flaxs.init(jax.random.key(0), x)
+    chex.assert_trees_all_equal(ours.init(jax.random.key(0), x), variables)
+    if use_bias:
+        variables['params']['bias'] = jnp.asarray(RNG.normal(size=5), jnp.float32)
+    found, expected = ours.apply(variables, x), flaxs.apply(variables, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def batch_norm(num_classes=0, axis_name=None, dtype='float32'):

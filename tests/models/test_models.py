@@ -73,8 +73,8 @@ def test_shapes_at_every_resolution(image_size, conditioning):
 def compiled(config):
     """Networks whose functions are compiled: op by op they would take half a minute."""
     return [
-        models.Network(jax.jit(init), jax.jit(apply, static_argnames='train'))
-        for init, apply in models.create(config)
+        models.Network(jax.jit(init), jax.jit(apply, static_argnames='train'), jax.jit(attention))
+        for init, apply, attention in models.create(config)
     ]
 
 
@@ -149,6 +149,8 @@ def test_bfloat16_keeps_parameters_and_outputs_float32(tiny_networks):
         ({'model__architecture': 'vgg'}, "no architecture 'vgg'.*sagan, pyramid"),
         ({'dataset__image_size': 48}, 'no networks for dataset.image_size=48'),
         ({'model__conditioning': 'concat'}, "no conditioning 'concat'"),
+        ({'model__attention_query_block': 48}, 'query_block=48 does not divide the 256 queries'),
+        ({'model__attention_query_block': -1}, 'query_block=-1 does not divide'),
         ({'dtype': 'float16'}, "no dtype 'float16'"),
     ],
 )

@@ -1,0 +1,207 @@
+"""The runs of a sweep, and what each is doing, told from its folder alone.
+
+Beside what every run leaves in its workdir, a sweep writes: `log.txt`, the output of its processes;
+`exit.json`, how the last one that it saw end ended; `.lock`, held as long as one of them lives.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sagan_jax.files import atomic_path
+
+RECORD = 'sweep.json'  # in the sweep's own folder
+LOG, EXIT, LOCK = 'log.txt', 'exit.json', '.lock'
+
+
+class Run(NamedTuple):
+    """A variant with a seed; `workdir` is the sweep's."""
+
+    variant: str
+    seed: int
+    workdir: Path
+
+    @property
+    def name(self) -> str:
+        return f'{self.variant}/seed{self.seed}'
+
+    @property
+    def folder(self) -> Path:
+        return self.workdir / self.variant / f'seed{self.seed}'
+
+
+class State(NamedTuple):
+    """What a run is doing.
+
+    Attributes:
+      what: 'waiting' has not begun; 'training' and 'scoring' are going on in some process;
+        'stopped' was begun and is neither finished nor going on; 'failed' ended by itself in an
+        error; 'trained' has its last checkpoint; 'done' has been scored as well.
+      step: the last one logged.
+      num_steps: how many there will be, 0 if the run has not said yet.
+      images_per_second: as last logged, 0 if never.
+      seconds_left: of training at that rate; None if unknown.
+      trained: whether its last checkpoint is there, whatever happened since.
+      error: of a failed run.
+    """
+
+    what: str
+    step: int = 0
+    num_steps: int = 0
+    images_per_second: float = 0.0
+    seconds_left: float | None = None
+    trained: bool = False
+    error: str = ''
+
+
+def state(run: Run) -> State:
+    """What a run is doing."""
+    config = configuration(run)
+    if config is None:
+        num_steps, images_per_step = 0, 0
+    else:
+        num_steps, images_per_step = config['num_train_steps'], images_a_step(config)
+    lines = metrics(run, tail=1 << 14)
+    step = max((line['step'] for line in lines), default=0)
+    rates = [line['images_per_second'] for line in lines if line.get('images_per_second')]
+    rate = rates[-1] if rates else 0.0
+    left = (num_steps - step) * images_per_step / rate if rate else None
+
+    trained = is_trained(run)
+    ended = how_it_ended(run)
+    error = ''
+    if holder(run) is not None:
+        what = 'scoring' if trained else 'training'
+    elif ended and ended['status']:
+        what, error = 'failed', ended['error']
+    elif trained:
+        what = 'done' if ended and ended['mode'] == 'evaluate' else 'trained'
+    else:
+        what = 'waiting' if config is None else 'stopped'
+    return State(what, step, num_steps, rate, left, trained, error)
+
+
+def configuration(run: Run) -> dict[str, Any] | None:
+    """The resolved configuration of a run; None if it has not begun."""
+    try:
+        return json.loads((run.folder / 'config.json').read_text())['config']
+    except FileNotFoundError:
+        return None
+
+
+def images_a_step(config: dict[str, Any]) -> int:
+    """Real images that a step takes, of which `images_per_second` speaks."""
+    return config['batch_size'] * config['discriminator_steps']
+
+
+def is_trained(run: Run) -> bool:
+    """Whether the whole checkpoint of a run's last step is there."""
+    config = configuration(run)
+    names = [entry.name for entry in (run.folder / 'checkpoints').glob('*')]
+    newest = max((int(name) for name in names if name.isdigit()), default=0)
+    return config is not None and newest >= config['num_train_steps']
+
+
+def metrics(run: Run, tail: int = 0) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, or those in its last `tail` bytes."""
+    try:
+        file = (run.folder / 'metrics.jsonl').open('rb')
+    except FileNotFoundError:
+        return []
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - tail) if tail else 0)
+        lines = file.read().split(b'\n')
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # cut off by `tail`, or being written just now
+            continue
+    return found
+
+
+def evaluations(run: Run) -> dict[int, list[dict[str, Any]]]:
+    """The rows of `evaluation/<step>.json` by step, in the order of the steps."""
+    paths = sorted((run.folder / 'evaluation').glob('[0-9]*.json'), key=lambda path: int(path.stem))
+    return {int(path.stem): json.loads(path.read_text()) for path in paths}
+
+
+def how_it_ended(run: Run) -> dict[str, Any] | None:
+    """`{'mode', 'status', 'error'}` of the last process that a sweep saw end.
+
+    None if there is none since training was last begun.
+    """
+    try:
+        return json.loads((run.folder / EXIT).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def record_end(run: Run, mode: str, status: int) -> None:
+    """Writes how a process of a run ended, atomically; negative statuses are signals."""
+    error = ''
+    if status:
+        lines = (run.folder / LOG).read_text(errors='replace').replace('\r', '\n').splitlines()
+        said = next((line for line in reversed(lines) if line.strip()), '')
+        error = f'killed by signal {-status}' if status < 0 else said.removeprefix('error: ')
+    with atomic_path(run.folder / EXIT) as temporary:
+        temporary.write_text(json.dumps({'mode': mode, 'status': status, 'error': error}) + '\n')
+
+
+def take_lock(run: Run) -> int | None:
+    """Locks a run's folder; None if someone else has.
+
+    Returns a file descriptor. The lock lasts until it is closed here and in every process that
+    inherited it, even if this one is killed.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, socket.gethostname().encode())
+    return descriptor
+
+
+def holder(run: Run) -> str | None:
+    """The name of the machine where a run goes on; None if it does not."""
+    try:
+        file = (run.folder / LOCK).open()
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read()
+    return None
+
+
+def line(run: Run, state: State, width: int = 0) -> str:
+    """A run and its state for people, the name padded to `width`."""
+    text = f'{run.name:<{width}}  {state.what:<8}'
+    if state.num_steps:
+        total = f'{state.num_steps:,}'
+        text += f'  step {state.step:>{len(total)},}/{total}'
+    if state.what == 'training' and state.seconds_left is not None:
+        text += f'  {state.images_per_second:,.0f} images/s  {duration(state.seconds_left)} left'
+    if state.error:
+        text += f'  {state.error}'
+    return text.rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: '6 min 26 s', '3 h 05 min', '2 d 4 h'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days} d {hours} h'
+    return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'

@@ -1,0 +1,261 @@
+"""Runs variants of a configuration with several seeds: python -m launch.sweep --config FILE …
+
+  python -m launch.sweep --config configs/shapes.py --variants table1 --seeds 0,1,2 \\
+      --workdir runs/table1 --config.num_train_steps=2000
+
+Every variant is trained with every seed in WORKDIR/VARIANT/seedSEED, by python -m sagan_jax.main in
+a process of its own with its output in log.txt there, and then scored with --mode evaluate. The
+names are those of the configuration's variants and of groups of them: table1, table2, figure3.
+
+Give the same command again after an interruption: what is done is left alone, what was killed goes
+on from its newest checkpoint, what failed is tried once more. Seeds and variants may be added. Two
+sweeps over one folder, on one machine or on several, share the work. --list tells what there is to
+do; python -m launch.report WORKDIR puts the scores together.
+
+As a SLURM array, a task for each line of --list:
+
+  sbatch --array=0-26 --wrap 'python -m launch.sweep … --sweep_index slurm'
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from launch import execution, runs
+from launch.runs import Run
+from sagan_jax import command_line
+from sagan_jax.errors import UserError
+from sagan_jax.files import atomic_path
+
+CONFIG = command_line.define_config()
+VARIANTS = flags.DEFINE_list('variants', None, 'Names of variants and of groups of them.')
+SEEDS = flags.DEFINE_list('seeds', '0', 'One run of each variant for each seed.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.')
+JOBS = flags.DEFINE_integer('jobs', 1, 'Runs side by side on this machine.', lower_bound=1)
+SWEEP_INDEX = flags.DEFINE_string(
+    'sweep_index',
+    None,
+    'Do only the run of this number in --list; slurm: that of the variable SLURM_ARRAY_TASK_ID.',
+)
+EVALUATE = flags.DEFINE_bool('evaluate', True, 'Score every run once it is trained.')
+LIST = flags.DEFINE_bool('list', False, 'Print the runs and their states, and do nothing.')
+
+# Keys that change no result of a run.
+FREE_KEYS = (
+    'steps_per_call',
+    'log_every',
+    'sample_every',
+    'checkpoint_every',
+    'keep_checkpoints',
+    'dataset.data_dir',
+    'dataset.on_device',
+    'evaluation.inception_weights',
+    'evaluation.batch_size',
+)
+
+
+def main(argv: list[str]) -> None:
+    file, workdir, overrides = _what_is_asked()
+    names = expand(VARIANTS.value, CONFIG.value.dataset.image_size)
+    configs = {name: resolve(file, name, overrides) for name in names}
+    # Seed by seed, so that every variant has a score early and more seeds move no number.
+    asked = [Run(name, seed, workdir) for seed in _seeds() for name in names]
+    if LIST.value:
+        width = max(len(run.name) for run in asked)
+        for index, run in enumerate(asked):
+            print(f'{index:>3}  {runs.line(run, runs.state(run), width)}')
+        return
+
+    chosen = _chosen(asked)
+    register(workdir, file, overrides, configs, asked)
+    if JOBS.value > 1:
+        # Side by side on one accelerator, none may take most of its memory for itself.
+        os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+
+    command = create_command(file, overrides)
+    signals = _collect_signals()
+    tell = execution.create_progress(chosen)
+    failed = execution.execute(chosen, command, JOBS.value, EVALUATE.value, tell, lambda: signals)
+    if signals:
+        print('The sweep was ended with its runs: give the same command to go on.')
+        sys.exit(128 + signals[0])
+    if failed:
+        print(f'{len(failed)} of {len(chosen)} runs failed, see {runs.LOG} in their folders.')
+        sys.exit(1)
+
+
+# ---- What is asked for. ------------------------------------------------------------------------
+
+
+def expand(names: Sequence[str], image_size: int) -> list[str]:
+    """The variants that names of variants and groups stand for; UserError for an unknown one."""
+    from configs import systems
+
+    return systems.expand(names, image_size)
+
+
+def resolve(file: str, variant: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    """The configuration of a variant, with overrides as on the command line."""
+    argv = ['sweep', f'--config={file}:{variant}', *overrides]
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file(
+        'config', None, flag_values=values, sys_argv=argv, help_string=''
+    )
+    try:
+        values(argv)
+    except flags.Error as error:
+        if 'get_config() takes' in str(error):
+            raise UserError(f'{file} has no variants: choose another --config.') from error
+        raise UserError(f'{str(error).splitlines()[-1]}: see --help.') from error
+    return config.value
+
+
+def create_command(file: str, overrides: Sequence[str]) -> execution.Command:
+    """Builds `command(run, mode)`, which trains ('train') or scores ('evaluate') a run."""
+
+    def command(run, mode):
+        return [
+            *(sys.executable, '-m', 'sagan_jax.main', '--mode', mode),
+            *('--config', f'{file}:{run.variant}', f'--config.seed={run.seed}', *overrides),
+            *('--workdir', str(run.folder)),
+        ]
+
+    return command
+
+
+def _what_is_asked() -> tuple[str, Path, list[str]]:
+    """The configuration file, the workdir, and what is overridden on the command line."""
+    for flag, example in (
+        (CONFIG, 'configs/shapes.py'),
+        (VARIANTS, 'table1'),
+        (WORKDIR, 'runs/table1'),
+    ):
+        if not flag.value:
+            raise UserError(f'No --{flag.name} was given: try --{flag.name} {example}.')
+    file, _, variant = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    if variant:
+        raise UserError(f'--variants chooses the variants: give --config {file} without a colon.')
+    changed = config_flags.get_override_values(flags.FLAGS['config'])
+    if 'seed' in changed:
+        raise UserError('--seeds chooses the seeds: leave out --config.seed.')
+    return file, Path(WORKDIR.value), [f'--config.{key}={value}' for key, value in changed.items()]
+
+
+def _seeds() -> list[int]:
+    if not SEEDS.value or not all(seed.isdecimal() for seed in SEEDS.value):
+        raise UserError(f'--seeds={",".join(SEEDS.value)} should be a list of numbers, as 0,1,2.')
+    return list(dict.fromkeys(map(int, SEEDS.value)))
+
+
+def _chosen(asked: list[Run]) -> list[Run]:
+    index = SWEEP_INDEX.value
+    if index is None:
+        return asked
+    if index == 'slurm':
+        index = os.environ.get('SLURM_ARRAY_TASK_ID', '')
+    if not index.isdecimal() or int(index) >= len(asked):
+        raise UserError(
+            f'There is no run {index!r} for --sweep_index: the runs are 0 to {len(asked) - 1}, '
+            'and slurm reads SLURM_ARRAY_TASK_ID.'
+        )
+    return [asked[int(index)]]
+
+
+def _collect_signals() -> list[int]:
+    """A list that receives what asks this process to end."""
+    received = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, lambda number, _: received.append(number))
+    return received
+
+
+# ---- What the sweep is, on record. -------------------------------------------------------------
+
+
+def register(
+    workdir: Path,
+    file: str,
+    overrides: list[str],
+    configs: dict[str, ml_collections.ConfigDict],
+    asked: list[Run],
+) -> None:
+    """Writes `sweep.json`: the command, the configuration of every variant, the runs.
+
+    Raises:
+      UserError: when a variant of it was begun with another configuration.
+    """
+    with _one_at_a_time(workdir):
+        try:
+            record = json.loads((workdir / runs.RECORD).read_text())
+        except FileNotFoundError:
+            record = {'variants': {}, 'runs': []}
+        for variant, before in record['variants'].items():
+            now = configs.get(variant)
+            now = _plain(resolve(file, variant, overrides) if now is None else now)
+            before, now = _decisive(before), _decisive(now)
+            different = [
+                f'{key} {before.get(key, "missing")} there and {now.get(key, "missing")} here'
+                for key in sorted(before.keys() | now.keys())
+                if before.get(key, '') != now.get(key, '')
+            ]
+            if different:
+                raise UserError(
+                    f'The sweep in {workdir} began with another configuration '
+                    f'({variant}: {", ".join(different)}): choose another --workdir or the same '
+                    'configuration.'
+                )
+        variants = {name: _plain(config) for name, config in configs.items()}
+        names = [[run.variant, run.seed] for run in asked]
+        record = {
+            'config': file,
+            'overrides': overrides,
+            'variants': variants | record['variants'],
+            'runs': record['runs'] + [name for name in names if name not in record['runs']],
+        }
+        with atomic_path(workdir / runs.RECORD) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + '\n')
+
+
+@contextmanager
+def _one_at_a_time(workdir: Path) -> Iterator[None]:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / runs.LOCK).open('w')
+    except OSError as error:
+        raise UserError(
+            f'The workdir {workdir} cannot be written: choose another --workdir.'
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(config.to_json()).items() if key != 'seed'}
+
+
+def _decisive(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """What decides results, by dotted name."""
+    found = {}
+    for key, value in config.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            found |= _decisive(value, name + '.')
+        elif name not in FREE_KEYS:
+            found[name] = value
+    return found
+
+
+if __name__ == '__main__':
+    command_line.run(main, CONFIG)

@@ -1,0 +1,148 @@
+"""Rows of the benchmark as aligned text, one line as soon as it is measured."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+      title: with the unit.
+      show: `show(row)`, the text of its cell; a KeyError or a None in it leaves the cell empty.
+      align: '>' for numbers, '<' for text.
+    """
+
+    title: str
+    show: Callable[[dict], str]
+    align: str = '>'
+
+
+def _number(name: str, form: str, scale: float = 1) -> Callable[[dict], str]:
+    return lambda row: format(row[name] * scale, form)
+
+
+def _spread(name: str, form: str) -> Callable[[dict], str]:
+    return lambda row: ' … '.join(format(row[f'{name}{end}'], form) for end in ('_min', '', '_max'))
+
+
+def _resolutions(row: dict) -> str:
+    return ' '.join(map(str, row['attention'])) or 'none'
+
+
+IDENTITY = (
+    Column('image', _number('image_size', 'd')),
+    Column('attention', _resolutions),
+    Column('query block', lambda row: str(row['query_block'] or '')),
+    Column('batch', _number('batch_size', 'd')),
+    Column('dtype', lambda row: row['dtype']),
+)
+# On a CPU a timing is worth little where other processes took part of it.
+OTHERS = Column('cores of others', _number('cores_of_others', '.2f'))
+
+COLUMNS = {
+    'cost': (
+        *IDENTITY,
+        Column('GFLOP/image', _number('gflop_per_image', '.2f')),
+        Column('GFLOP/step', _number('gflop_per_step', ',.0f')),
+        Column('parameters G', _number('generator_parameters', ',')),
+        Column('parameters D', _number('discriminator_parameters', ',')),
+    ),
+    'step': (
+        *IDENTITY,
+        Column('devices', _number('devices', 'd')),
+        Column('images/s min … median … max', _spread('images_per_second', ',.1f')),
+        Column('steps/s', _number('steps_per_second', '.2f')),
+        Column('h/1M steps', _number('hours_per_million_steps', ',.1f')),
+        Column('GFLOP/image', _number('gflop_per_image', '.2f')),
+        Column('TFLOP/s', _number('tflop_per_second', ',.3f')),
+        Column('of peak', _number('share_of_peak', '.1%')),
+        Column('program GB', _number('program_bytes', '.2f', 1e-9)),
+        Column('device GB', _number('device_peak_bytes', '.2f', 1e-9)),
+        Column('host GB', _number('host_peak_bytes', '.2f', 1e-9)),
+        Column('compile s', _number('compile_seconds', '.1f')),
+        Column('first step s', _number('first_step_seconds', '.1f')),
+        OTHERS,
+        Column('', lambda row: row['error']),
+    ),
+    'peer': (
+        *IDENTITY,
+        Column('ours images/s', _spread('images_per_second', ',.1f')),
+        Column('PyTorch images/s', _spread('peer_images_per_second', ',.1f')),
+        Column('PyTorch compile s', _number('peer_compile_seconds', '.1f')),
+        Column('ratio of medians', _number('ratio_of_medians', '.2f')),
+        Column('ratio min … median … max', _spread('ratio_to_peer', '.2f')),
+        OTHERS,
+    ),
+    'sampling': (
+        *IDENTITY,
+        Column('images/s min … median … max', _spread('images_per_second', ',.1f')),
+        Column('freeze s', _number('freeze_seconds', '.3f')),
+        Column('first images s', _number('first_images_seconds', '.1f')),
+    ),
+    'evaluation': (
+        *IDENTITY[:1],
+        Column('features', lambda row: row['features'], '<'),
+        Column('batch', _number('evaluation_batch_size', 'd')),
+        Column('images/s min … median … max', _spread('images_per_second', ',.1f')),
+        Column('host GB', _number('host_peak_bytes', '.2f', 1e-9)),
+    ),
+    'input': (
+        Column('dataset', lambda row: row['dataset']),
+        *IDENTITY[:1],
+        *IDENTITY[3:4],
+        Column('images/s min … median … max', _spread('images_per_second', ',.1f')),
+        Column('cores busy', _number('cores_busy', '.2f')),
+        Column('images/s per core', _number('images_per_second_per_core', ',.1f')),
+        Column('× what the step takes', _number('ratio_to_step', '.2f')),
+    ),
+    'attention': (
+        *IDENTITY,
+        Column('channels', _number('channels', 'd')),
+        Column('ms min … median … max', _spread('milliseconds', '.2f')),
+        Column('program MB', _number('program_bytes', ',.1f', 1e-6)),
+    ),
+    'communication': (
+        Column('interconnect', lambda row: row['interconnect']),
+        Column('GB/s', _number('gigabytes_per_second', '.1f')),
+        Column('hop µs', _number('latency_seconds', '.0f', 1e6)),
+        Column('between', lambda row: row['device_kind']),
+        *IDENTITY[:3],
+        Column('batch each', _number('batch_size', 'd')),
+        *IDENTITY[4:],
+        Column('devices', _number('devices', 'd')),
+        Column('gradients MB', _number('gradient_bytes', ',.1f', 1e-6)),
+        Column('moments KB', _number('moment_bytes', ',.1f', 1e-3)),
+        Column('all-reduces', _number('messages', 'd')),
+        Column('computing ms', _number('compute_seconds', '.2f', 1e3)),
+        Column('all-reducing ms', _number('all_reduce_seconds', '.2f', 1e3)),
+        Column('efficiency', _number('efficiency', '.1%')),
+        Column('images/s', _number('images_per_second', ',.0f')),
+    ),
+    'operations': (
+        Column('ms a call', _number('seconds', '.2f', 1e3)),
+        Column('share', _number('share', '.1%')),
+        Column('operation', lambda row: row['operation'], '<'),
+        Column('result', lambda row: row['shape'], '<'),
+        Column('from', lambda row: row['source'], '<'),
+    ),
+}
+
+
+def render(section: str, rows: list[dict]) -> str:
+    """A table of rows, columns aligned and those without any content left out."""
+    lines = [[] for _ in range(len(rows) + 1)]
+    for column in COLUMNS[section]:
+        cells = [_cell(column, row) for row in rows]
+        if any(cells):
+            width = max(map(len, (column.title, *cells)))
+            for line, cell in zip(lines, (column.title, *cells), strict=True):
+                line.append(f'{cell:{column.align}{width}}')
+    return '\n'.join('  '.join(line).rstrip() for line in lines)
+
+
+def _cell(column: Column, row: dict) -> str:
+    try:
+        return column.show(row)
+    except (KeyError, TypeError):  # not measured, or unknown on this device
+        return ''

@@ -1,0 +1,60 @@
+"""What the programs' command lines share: a configuration, and mistakes told in one sentence."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from sagan_jax.errors import UserError
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag --config FILE.py:VARIANT, and --config.KEY=VALUE for each of its keys."""
+    return config_flags.DEFINE_config_file(
+        'config', None, 'Path of the configuration, as configs/FILE.py or configs/FILE.py:VARIANT.'
+    )
+
+
+def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
+    """Runs `main`; a mistake of the user's ends in one sentence on stderr and status 2."""
+
+    def parse(argv):
+        remaining = _parse(argv, config)
+        if len(remaining) > 1:
+            raise UserError(f'Unexpected argument {remaining[1]!r}: see --help.')
+        return remaining
+
+    logging.set_verbosity(logging.WARNING)
+    sys.stdout.reconfigure(line_buffering=True)  # progress shows in log files too
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv: list[str], config: flags.FlagHolder) -> list[str]:
+    """Parses; what absl or ml_collections answer with a traceback or status 1 is a `UserError`."""
+    try:
+        remaining = flags.FLAGS(argv)
+        if config.value is not None:
+            config.value.lock()  # a configuration that could not be loaded says so on first use
+        return remaining
+    except OSError as error:
+        path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
+        if Path(path).exists():
+            raise
+        raise UserError(
+            f'There is no configuration {path}: the folder configs/ holds some.'
+        ) from error
+    except (AttributeError, KeyError) as error:
+        key = str(error).strip('\'"')
+        raise UserError(
+            f'The configuration has no key {key!r}: configs/common.py lists every key.'
+        ) from error
+    except flags.Error as error:
+        if 'get_config() takes' in str(error):
+            raise UserError('This configuration has no variants: leave out the colon.') from error
+        raise UserError(f'{str(error).splitlines()[-1]}: see --help.') from error

@@ -1,0 +1,106 @@
+"""The convolutions' products, and the one place that knows what XLA's CPU backend does badly.
+
+On an accelerator each function here, and each of its gradients, is one plain
+`lax.conv_general_dilated`. XLA's CPU backend is slow at two of them: the gradient with respect to
+the kernel over a large batch, whose operands do not stay in the cache, and a convolution of an
+image with zeros in between, at which it multiplies by every zero.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_CACHED = 2**20  # numbers of an image batch that stay in a CPU's cache: 4 MB in float32
+
+_convolve = partial(
+    lax.conv_general_dilated,
+    window_strides=(1, 1),
+    padding=((1, 1), (1, 1)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+)
+
+
+@jax.custom_vjp
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3×3 convolution, or a 4×4 one with stride 2, with one zero around the image.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [3, 3, C, D] or [4, 4, C, D], of x's dtype.
+
+    Returns:
+      [B, H, W, D] with the 3×3 kernel, [B, H/2, W/2, D] with the 4×4 one.
+    """
+    stride = len(kernel) - 2
+    return _convolve(x, kernel, window_strides=(stride, stride))
+
+
+@jax.custom_vjp
+def enlarge(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 4×4 convolution of x with a zero between its rows and columns, and two zeros around.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [4, 4, C, D], of x's dtype.
+
+    Returns:
+      [B, 2H, 2W, D].
+    """
+    return lax.platform_dependent(x, kernel, cpu=_enlarge_by_parity, default=_enlarge)
+
+
+def _enlarge(x, kernel):
+    return _convolve(x, kernel, padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
+
+
+def _enlarge_by_parity(x, kernel):
+    """Even rows of the output see rows i - 1 and i through taps 0 and 2 of the kernel, odd ones
+    rows i and i + 1 through taps 1 and 3; columns likewise."""
+    b, h, w, _ = x.shape
+    parities = [
+        _convolve(x, kernel[row::2, column::2], padding=((1 - row, row), (1 - column, column)))
+        for row in (0, 1)
+        for column in (0, 1)
+    ]
+    y = jnp.stack(parities, axis=3).reshape(b, h, w, 2, 2, -1)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
+
+
+def _kernel_gradient(x, dy):
+    """The gradient of `convolve` with respect to its kernel, given that of its output."""
+    stride = x.shape[1] // dy.shape[1]
+    kernel = jax.ShapeDtypeStruct((stride + 2, stride + 2, x.shape[-1], dy.shape[-1]), x.dtype)
+
+    def gradient(x, dy):
+        strided = partial(_convolve, x, window_strides=(stride, stride))
+        return jax.linear_transpose(strided, kernel)(dy)[0]
+
+    def in_parts(x, dy):
+        images = max(_CACHED * len(x) // x.size, 1)
+        starts = range(0, len(x), images)
+        parts = [gradient(x[i : i + images], dy[i : i + images]) for i in starts]
+        return sum(part.astype(jnp.float32) for part in parts).astype(x.dtype)
+
+    return lax.platform_dependent(x, dy, cpu=in_parts, default=gradient)
+
+
+def _turned(kernel):
+    """[h, w, C, D] → [h, w, D, C], rotated by 180°: the kernel through which gradients return."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _convolve_backward(operands, dy):
+    x, kernel = operands
+    back = convolve if len(kernel) == 3 else enlarge
+    return back(dy, _turned(kernel)), _kernel_gradient(x, dy)
+
+
+def _enlarge_backward(operands, dy):
+    x, kernel = operands
+    return convolve(dy, _turned(kernel)), _turned(_kernel_gradient(dy, x))
+
+
+convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _convolve_backward)
+enlarge.defvjp(lambda x, kernel: (enlarge(x, kernel), (x, kernel)), _enlarge_backward)

@@ -1,0 +1,79 @@
+"""Convolutions and their gradients against those that lax itself derives."""
+
+import chex
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from sagan_jax.models import convolution
+
+RNG = np.random.default_rng(0)
+
+
+def plain_convolve(x, kernel):
+    stride = 1 if kernel.shape[0] == 3 else 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(1, 1)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+
+def plain_enlarge(x, kernel):
+    return lax.conv_transpose(
+        x, kernel, (2, 2), [(2, 2)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+
+CASES = [
+    (convolution.convolve, plain_convolve, 3),
+    (convolution.convolve, plain_convolve, 4),
+    (convolution.enlarge, plain_enlarge, 4),
+]
+
+
+def operands(size, dtype=jnp.float32):
+    x = jnp.asarray(RNG.normal(size=(5, 6, 4, 3)), dtype)
+    return x, jnp.asarray(RNG.normal(size=(size, size, 3, 2)), dtype)
+
+
+def with_gradients(function):
+    """Outputs, and both gradients of their weighted sum."""
+
+    def run(x, kernel):
+        y, pull_back = jax.vjp(function, x, kernel)
+        weights = np.random.default_rng(1).normal(size=y.shape)
+        return y, *pull_back(jnp.asarray(weights, y.dtype))
+
+    return run
+
+
+# A part of the kernel's gradient is 5 images, 2 (the last one 1), or 1, of 72 numbers each.
+@pytest.mark.parametrize('cached', [2**20, 150, 1])
+@pytest.mark.parametrize(('function', 'plain', 'size'), CASES)
+def test_outputs_and_gradients_are_those_of_lax(function, plain, size, cached, monkeypatch):
+    monkeypatch.setattr(convolution, '_CACHED', cached)
+    x, kernel = operands(size)
+    found = jax.jit(with_gradients(function))(x, kernel)
+    chex.assert_trees_all_close(found, with_gradients(plain)(x, kernel), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('function', 'plain', 'size'), CASES)
+def test_bfloat16(function, plain, size):
+    x, kernel = operands(size, jnp.bfloat16)
+    found = jax.jit(with_gradients(function))(x, kernel)
+    assert all(array.dtype == jnp.bfloat16 for array in found)
+    exact = with_gradients(plain)(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    for array, expected in zip(found, exact, strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(array.astype(jnp.float32), expected, atol=0.02 * scale)
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.parametrize(('function', 'plain', 'size'), CASES)
+def test_an_accelerator_runs_one_convolution_for_each(function, plain, size, platform):
+    """Outputs and two gradients: three convolutions, none of them in parts."""
+    shapes = jax.ShapeDtypeStruct((64, 128, 128, 3), jnp.float32), operands(size)[1]
+    program = jax.export.export(jax.jit(with_gradients(function)), platforms=[platform])(*shapes)
+    assert program.mlir_module().count('stablehlo.convolution') == 3
