@@ -175,7 +175,7 @@ def _collect_signals() -> list[int]:
     """A list that receives what asks this process to end."""
     received = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda number, _: received.append(number))
     return received
 
