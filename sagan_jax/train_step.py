@@ -120,7 +120,7 @@ def create_train_step(
     generator_optimizer, discriminator_optimizer = _optimizers(config)
     cross_replica = config.batch_norm.cross_replica
     generator, discriminator = models.create(config, AXIS if cross_replica else None)
-    auxiliary = config.model.conditioning == 'acgan'
+    auxiliary, auxiliary_weight = config.model.conditioning == 'acgan', config.model.acgan_weight
     normalise = partial(spectral_norm.normalise, epsilon=config.spectral_norm.epsilon)
 
     def rows(array):
@@ -176,7 +176,7 @@ def create_train_step(
         """AC-GAN's weighted loss and its classifier's accuracy; nothing without one."""
         if not auxiliary:
             return 0.0, {}
-        loss = config.model.acgan_weight * losses.classification(class_logits, labels)
+        loss = auxiliary_weight * losses.classification(class_logits, labels)
         return loss, {f'{half}_accuracy': (class_logits.argmax(-1) == labels).mean()}
 
     # XLA runs a convolution inside a loop on one CPU thread, some twenty times slower.

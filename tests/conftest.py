@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault(
@@ -11,3 +13,12 @@ os.environ.setdefault(
 # Tiny programs, many of them: compiling well would cost more than running them badly.
 os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '1'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+    """Compiled programs hold memory maps, of which a process may have some 65,000."""
+    yield
+    import jax  # not before the environment above is set
+
+    jax.clear_caches()
