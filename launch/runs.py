@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sagan_jax.command_line import duration
 from sagan_jax.files import atomic_path
 
 RECORD = 'sweep.json'  # in the sweep's own folder
@@ -195,13 +196,3 @@ def line(run: Run, state: State, width: int = 0) -> str:
     if state.error:
         text += f'  {state.error}'
     return text.rstrip()
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: '6 min 26 s', '3 h 05 min', '2 d 4 h'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f'{days} d {hours} h'
-    return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'

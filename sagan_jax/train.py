@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from sagan_jax import checkpoints, data, evaluate, figures, models, sampling
+from sagan_jax.command_line import duration
 from sagan_jax.errors import UserError
 from sagan_jax.logs import RunLog
 from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
@@ -255,17 +256,6 @@ def _log_line(config, log, step, values, last_log, images_per_step) -> tuple[int
         line += f'  gamma {gammas}'
     if rate:
         left = (config.num_train_steps - step) / steps_per_second
-        line += f'  {rate["images_per_second"]:,.0f} images/s  {_duration(left)} left'
+        line += f'  {rate["images_per_second"]:,.0f} images/s  {duration(left)} left'
     print(line)
     return step, now
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f'{days} d {hours} h'
-    if hours:
-        return f'{hours} h {minutes:02d} min'
-    return f'{minutes} min {seconds:02d} s'

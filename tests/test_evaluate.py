@@ -32,13 +32,7 @@ def folder(tmp_path_factory):
 
 
 def configuration(folder, **overrides):
-    return tiny.config(
-        dataset__name='image_folder',
-        dataset__source_dir=str(folder),
-        dataset__data_dir=str(folder.parent / 'prepared'),
-        ema__decay=0.5,
-        **overrides,
-    )
+    return tiny.folder_config(folder, ema__decay=0.5, **overrides)
 
 
 @pytest.fixture(scope='module')

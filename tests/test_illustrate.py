@@ -17,18 +17,9 @@ def folder(tmp_path_factory):
     return tiny.picture_folder(tmp_path_factory.mktemp('pictures') / 'source')
 
 
-def configuration(folder, **overrides):
-    return tiny.config(
-        dataset__name='image_folder',
-        dataset__source_dir=str(folder),
-        dataset__data_dir=str(folder.parent / 'prepared'),
-        **overrides,
-    )
-
-
 @pytest.fixture(scope='module')
 def run(folder, tmp_path_factory):
-    config, workdir = configuration(folder), tmp_path_factory.mktemp('run')
+    config, workdir = tiny.folder_config(folder), tmp_path_factory.mktemp('run')
     train(config, workdir)
     return config, workdir
 
@@ -78,7 +69,7 @@ def test_mistakes(run, arguments, message):
     [{'model__generator_attention': ()}, {'model__attention_block': 'residual'}],
 )
 def test_networks_without_attention(folder, tmp_path, overrides):
-    config = configuration(folder, **overrides)
+    config = tiny.folder_config(folder, **overrides)
     with pytest.raises(UserError, match='no attention to draw'):
         illustrate(config, tmp_path, kinds=['attention'])
 

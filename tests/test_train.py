@@ -31,15 +31,6 @@ def pictures(tmp_path_factory):
     return tiny.picture_folder(tmp_path_factory.mktemp('pictures') / 'source')
 
 
-def configuration(pictures, **overrides):
-    return tiny.config(
-        dataset__name='image_folder',
-        dataset__source_dir=str(pictures),
-        dataset__data_dir=str(pictures.parent / 'prepared'),
-        **overrides,
-    )
-
-
 def read_metrics(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
@@ -62,7 +53,7 @@ def without_rates(metrics):
 def finished(pictures, tmp_path_factory):
     """A finished run of four steps, its output, and the keys of its configuration it read."""
     workdir = tmp_path_factory.mktemp('finished')
-    config = configuration(
+    config = tiny.folder_config(
         pictures, batch_norm__standing_batches=2, num_train_steps=5, evaluate_every=5
     )
     prefixes = {id(config): ''} | {
@@ -168,16 +159,16 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
 
 
 def test_steps_that_do_not_divide_are_refused(pictures, tmp_path):
-    config = configuration(pictures, steps_per_call=2, num_train_steps=6, sample_every=3)
+    config = tiny.folder_config(pictures, steps_per_call=2, num_train_steps=6, sample_every=3)
     with pytest.raises(UserError, match='log_every=1 is not a multiple of steps_per_call=2'):
         train(config, tmp_path / 'run')
     with pytest.raises(UserError, match='keep_checkpoints=0 should be 1 or more'):
-        train(configuration(pictures, keep_checkpoints=0), tmp_path / 'run')
+        train(tiny.folder_config(pictures, keep_checkpoints=0), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
 def test_divergence_stops_the_run_and_keeps_no_bad_checkpoint(pictures, tmp_path):
-    config = configuration(pictures, optimizer__discriminator_lr=1e30, num_train_steps=8)
+    config = tiny.folder_config(pictures, optimizer__discriminator_lr=1e30, num_train_steps=8)
     with pytest.raises(UserError, match=r'Training diverged.*not finite at step'):
         train(config, tmp_path)
     for leaf in jax.tree.leaves(read_state(tmp_path, config) or ()):
@@ -247,7 +238,7 @@ def test_killed_and_started_again_is_as_if_never_killed(pictures, tmp_path):
     lines = [without_rates(read_metrics(tmp_path / run)) for run in ('straight', 'killed')]
     assert [line['step'] for line in lines[0]] == list(range(1, 21))
     assert lines[0] == lines[1]
-    config = configuration(
+    config = tiny.folder_config(
         pictures, model__z_dim=128, optimizer__b2=0.9, ema__decay=0.999, dataset__flip=True
     )
     states = [read_state(tmp_path / run, config) for run in ('straight', 'killed')]

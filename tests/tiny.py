@@ -54,3 +54,13 @@ def picture_folder(folder: Path, classes: int = 3, count: int = 12) -> Path:
             image = rng.integers(low, low + 60, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(image).save(folder / f'class{label}' / f'{index}.png')
     return folder
+
+
+def folder_config(folder: Path, **overrides) -> ml_collections.ConfigDict:
+    """`config` on a folder of pictures, prepared beside it."""
+    return config(
+        dataset__name='image_folder',
+        dataset__source_dir=str(folder),
+        dataset__data_dir=str(folder.parent / 'prepared'),
+        **overrides,
+    )
