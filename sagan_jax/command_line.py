@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sagan_jax import cpu
 from sagan_jax.errors import UserError
 
 
@@ -26,6 +27,7 @@ def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
             raise UserError(f'Unexpected argument {remaining[1]!r}: see --help.')
         return remaining
 
+    cpu.prepare()
     logging.set_verbosity(logging.WARNING)
     sys.stdout.reconfigure(line_buffering=True)  # progress shows in log files too
     try:
