@@ -89,14 +89,22 @@ def time_in_turns(
 ) -> np.ndarray:
     """Seconds for each call, float64 [len(runs), windows], taken in turns A B A B ….
 
-    A window is as many calls as fill `window_seconds`, by a first one that is not counted.
+    A window is as many calls as fill `window_seconds`, by first ones that are not counted.
     """
-    counts = [max(1, round(window_seconds / _seconds(run, 1))) for run in runs]
+    counts = [_calls_that_fill(window_seconds, run) for run in runs]
     seconds = [
         [_seconds(run, count) / count for run, count in zip(runs, counts, strict=True)]
         for _ in range(windows)
     ]
     return np.array(seconds).T
+
+
+def _calls_that_fill(window_seconds: float, run: Callable[[int], None]) -> int:
+    """Tried with more and more calls: the first ones may only take what was read ahead."""
+    calls = 1
+    while (seconds := _seconds(run, calls)) < window_seconds / 4:
+        calls *= 2
+    return max(1, round(calls * window_seconds / seconds))
 
 
 def cores_of_others(measured: Callable[[], Any]) -> tuple[Any, float | None]:

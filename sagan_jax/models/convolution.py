@@ -1,9 +1,10 @@
-"""The convolutions' products, and the one place that knows what XLA's CPU backend does badly.
+"""The convolutions' products, written around what XLA's CPU backend does badly.
 
 On an accelerator each function here, and each of its gradients, is one plain
 `lax.conv_general_dilated`. XLA's CPU backend is slow at two of them: the gradient with respect to
 the kernel over a large batch, whose operands do not stay in the cache, and a convolution of an
-image with zeros in between, at which it multiplies by every zero.
+image with zeros in between, at which it multiplies by every zero. (cpu.py has what concerns the
+whole process.)
 """
 
 from functools import partial

@@ -1,0 +1,61 @@
+"""The settings of a process that trains on a CPU, each seen in a process of its own."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CONVOLUTION = """
+from sagan_jax import cpu
+cpu.prepare()
+import jax, jax.numpy as jnp
+from sagan_jax.models.convolution import convolve
+x, kernel = jnp.ones((4, 32, 32, 64)), jnp.ones((3, 3, 64, 64))
+print(jax.jit(convolve).lower(x, kernel).compile().as_text())
+"""
+
+# Page faults of rounds of 96 MB, written to in pieces and given back: before and after.
+MEMORY = """
+import resource
+import numpy as np
+from sagan_jax import cpu
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        pieces = [np.ones(2**21) for _ in range(6)]
+        del pieces
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+cpu.prepare()
+faults()
+print(faults())
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    environment = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'} | environment
+    command = [sys.executable, '-c', code]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return finished.stdout
+
+
+def test_convolutions_are_not_handed_to_the_slower_library():
+    program = run(CONVOLUTION)
+    assert ' convolution(' in program
+    assert 'ynn' not in program
+
+
+def test_flags_of_the_user_have_the_last_word():
+    code = 'import os; from sagan_jax import cpu; cpu.prepare(); print(os.environ["XLA_FLAGS"])'
+    assert run(code, XLA_FLAGS='--mine=1').split()[-1] == '--mine=1'
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='other allocators have no mallopt')
+def test_memory_is_kept_between_steps():
+    before, after = map(int, run(MEMORY).split())
+    assert before > 5000
+    assert after < 100
