@@ -131,6 +131,17 @@ def test_turns():
     assert (seconds > 0).all()
 
 
+def test_what_was_read_ahead_is_no_estimate():
+    calls = []
+
+    def read(count):  # 10 ms a call, but for three that were read ahead
+        time.sleep(0.01 * max(0, count - max(0, 3 - sum(calls))))
+        calls.append(count)
+
+    measure.time_in_turns([read], 1, 0.2)
+    assert calls[-1] <= 25
+
+
 def test_what_other_processes_take_is_noticed(monkeypatch):
     with subprocess.Popen([sys.executable, '-c', 'while True: pass']) as other:
         _, cores = measure.cores_of_others(lambda: time.sleep(1))
