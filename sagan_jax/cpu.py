@@ -1,6 +1,6 @@
 """Settings of a whole process that make training on a CPU faster; nothing on accelerators.
 
-The commands make them. Whoever calls the functions from a notebook on a CPU may do the same.
+The commands make them; a notebook on a CPU may do the same.
 """
 
 import contextlib
