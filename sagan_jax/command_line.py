@@ -27,6 +27,7 @@ def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
             raise UserError(f'Unexpected argument {remaining[1]!r}: see --help.')
         return remaining
 
+    cpu.restart_with_large_pages()
     cpu.prepare()
     logging.set_verbosity(logging.WARNING)
     sys.stdout.reconfigure(line_buffering=True)  # progress shows in log files too

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,19 @@ faults()
 print(faults())
 """
 
+# Kilobytes of 64 MB of malloc that are in large pages.
+LARGE_PAGES = """
+import ctypes, re
+from pathlib import Path
+from sagan_jax import cpu
+cpu.restart_with_large_pages()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+ctypes.memset(libc.malloc(ctypes.c_size_t(2**26)), 1, 2**26)
+print(*re.findall(r'AnonHugePages: *([0-9]+)', Path('/proc/self/smaps_rollup').read_text()))
+"""
+OFFERED = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+
 
 def run(code: str, **environment: str) -> str:
     environment = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'} | environment
@@ -59,3 +73,18 @@ def test_memory_is_kept_between_steps():
     before, after = map(int, run(MEMORY).split())
     assert before > 5000
     assert after < 100
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != 'glibc'
+    or not OFFERED.exists()
+    or '[madvise]' not in OFFERED.read_text(),
+    reason='the system has no large pages to ask for',
+)
+def test_memory_comes_in_large_pages_unless_the_user_says_no():
+    asked, refused = (
+        int(run(LARGE_PAGES, GLIBC_TUNABLES=tunables))
+        for tunables in ('', 'glibc.malloc.hugetlb=0')
+    )
+    assert asked > 2**15
+    assert refused < 2**12

@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
 
         if self.is_mutable_collection('attention') and not self.is_initializing():
             # The weights themselves are asked for: [B, HW, HW/4], or [B, HW, HW] without pooling.
-            self.sow('attention', 'weights', nn.softmax(_logits(query, key)))
+            self.sow('attention', 'weights', nn.softmax(_logits(query, key.swapaxes(1, 2))))
         o = attend(query, key, value, self.query_block).reshape(b, h, w, outer)
         o = project(c, 'output')(o)
 
@@ -66,11 +66,15 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, block: int = 0) -
       [B, Q, D], of the values' dtype.
     """
 
+    # Their gradients are made in this layout, [B, C, K], which is twice as fast on a CPU; without
+    # the barrier XLA turns it back.
+    key, value = jax.lax.optimization_barrier((key.swapaxes(1, 2), value.swapaxes(1, 2)))
+
     def gather(query):
         logits = _logits(query, key)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         o = jnp.einsum(
-            'bqk,bkd->bqd', weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+            'bqk,bdk->bqd', weights.astype(value.dtype), value, preferred_element_type=jnp.float32
         )
         # The softmax's division, after the sum over the keys: of fewer numbers by a factor K/D.
         return (o / weights.sum(-1, keepdims=True)).astype(value.dtype)
@@ -84,7 +88,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, block: int = 0) -
 
 
 def _logits(query, key):
-    return jnp.einsum('bqc,bkc->bqk', query, key, preferred_element_type=jnp.float32)
+    return jnp.einsum('bqc,bck->bqk', query, key, preferred_element_type=jnp.float32)
 
 
 class ResidualBlock(nn.Module):

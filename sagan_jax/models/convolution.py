@@ -1,10 +1,10 @@
 """The convolutions' products, written around what XLA's CPU backend does badly.
 
 On an accelerator each function here, and each of its gradients, is one plain
-`lax.conv_general_dilated`. XLA's CPU backend is slow at two of them: the gradient with respect to
-the kernel over a large batch, whose operands do not stay in the cache, and a convolution of an
-image with zeros in between, at which it multiplies by every zero. (cpu.py has what concerns the
-whole process.)
+`lax.conv_general_dilated`. XLA's CPU backend is slow at three of them: the gradient with respect
+to the kernel over a large batch, whose operands do not stay in the cache; a convolution of an
+image with zeros in between, at which it multiplies by every zero; and one from or to the three
+channels of a picture. (cpu.py has what concerns the whole process.)
 """
 
 from functools import partial
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_FEW = 4  # channels
 _CACHED = 2**20  # numbers of an image batch that stay in a CPU's cache: 4 MB in float32
 
 _convolve = partial(
@@ -35,7 +36,24 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
       [B, H, W, D] with the 3×3 kernel, [B, H/2, W/2, D] with the 4×4 one.
     """
     stride = len(kernel) - 2
-    return _convolve(x, kernel, window_strides=(stride, stride))
+    plain = partial(_convolve, window_strides=(stride, stride))
+    if stride == 1 and min(kernel.shape[2:]) <= _FEW:
+        on_cpu = _convolve_few if kernel.shape[2] <= _FEW else _convolve_to_few
+        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+    return plain(x, kernel)
+
+
+def _convolve_few(x, kernel):
+    """A 3×3 convolution as a product with what the kernel sees at each place, [B, H, W, 9C]."""
+    _, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = [x[:, row : row + h, column : column + w] for row in range(3) for column in range(3)]
+    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(9 * c, -1)
+
+
+def _convolve_to_few(x, kernel):
+    y = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda y: _convolve_few(y, _turned(kernel)), y)(x)[0]
 
 
 @jax.custom_vjp
@@ -72,19 +90,24 @@ def _enlarge_by_parity(x, kernel):
 def _kernel_gradient(x, dy):
     """The gradient of `convolve` with respect to its kernel, given that of its output."""
     stride = x.shape[1] // dy.shape[1]
-    kernel = jax.ShapeDtypeStruct((stride + 2, stride + 2, x.shape[-1], dy.shape[-1]), x.dtype)
+    c, d = x.shape[-1], dy.shape[-1]
+    kernel = jax.ShapeDtypeStruct((stride + 2, stride + 2, c, d), x.dtype)
+    strided = partial(_convolve, window_strides=(stride, stride))
 
-    def gradient(x, dy):
-        strided = partial(_convolve, x, window_strides=(stride, stride))
-        return jax.linear_transpose(strided, kernel)(dy)[0]
+    def gradient(x, dy, convolve=strided):
+        return jax.linear_transpose(partial(convolve, x), kernel)(dy)[0]
 
-    def in_parts(x, dy):
+    def on_cpu(x, dy):
+        if stride == 1 and c <= _FEW:
+            return gradient(x, dy, _convolve_few)
+        if stride == 1 and d <= _FEW:
+            return _turned(_kernel_gradient(dy, x))
         images = max(_CACHED * len(x) // x.size, 1)
         starts = range(0, len(x), images)
         parts = [gradient(x[i : i + images], dy[i : i + images]) for i in starts]
         return sum(part.astype(jnp.float32) for part in parts).astype(x.dtype)
 
-    return lax.platform_dependent(x, dy, cpu=in_parts, default=gradient)
+    return lax.platform_dependent(x, dy, cpu=on_cpu, default=gradient)
 
 
 def _turned(kernel):
