@@ -30,8 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.generator_attention = (16,)
     config.model.discriminator_attention = (16,)
 
-    config.optimizer.generator_lr = 1e-3
-    config.optimizer.discriminator_lr = 2e-3
+    config.optimizer.generator_lr = 6e-4
+    config.optimizer.discriminator_lr = 1.2e-3
     config.optimizer.b1 = 0.0
     config.optimizer.b2 = 0.9
 

@@ -89,14 +89,18 @@ def time_in_turns(
 ) -> np.ndarray:
     """Seconds for each call, float64 [len(runs), windows], taken in turns A B A B ….
 
-    A window is as many calls as fill `window_seconds`, by first ones that are not counted.
+    A window is as many calls as fill `window_seconds`, by first ones that are not counted. After
+    another run's window comes one more such call: caches, and memory that the system took back
+    meanwhile, are as in training, where nothing comes in between.
     """
     counts = [_calls_that_fill(window_seconds, run) for run in runs]
-    seconds = [
-        [_seconds(run, count) / count for run, count in zip(runs, counts, strict=True)]
-        for _ in range(windows)
-    ]
-    return np.array(seconds).T
+    seconds = np.empty((windows, len(runs)))
+    for window in seconds:
+        for i, (run, count) in enumerate(zip(runs, counts, strict=True)):
+            if len(runs) > 1:
+                run(1)
+            window[i] = _seconds(run, count) / count
+    return seconds.T
 
 
 def _calls_that_fill(window_seconds: float, run: Callable[[int], None]) -> int:

@@ -121,14 +121,20 @@ def test_what_is_computed_in_parts_or_calls_costs_the_same():
 # ---- Measuring. --------------------------------------------------------------------------------
 
 
-def test_turns():
-    log = []
-    seconds = measure.time_in_turns(
-        [lambda calls: log.append(('a', calls)), lambda calls: log.append(('b', calls))], 3, 0.0
-    )
-    assert log == [('a', 1), ('b', 1)] * 4  # the first round is not counted
-    assert seconds.shape == (2, 3)
-    assert (seconds > 0).all()
+def test_turns(monkeypatch):
+    log, clock = [], [0.0]
+    monkeypatch.setattr(time, 'perf_counter', lambda: clock[0])
+
+    def run(name):
+        def calls(count):
+            clock[0] += 10 if log[-1:] != [name] else count  # the first after another's is slow
+            log.append(name)
+
+        return calls
+
+    seconds = measure.time_in_turns([run('a'), run('b')], 3, 0.0)
+    assert log == ['a', 'b'] + ['a', 'a', 'b', 'b'] * 3  # not counted: the first round, the slow
+    np.testing.assert_array_equal(seconds, np.ones((2, 3)))
 
 
 def test_what_was_read_ahead_is_no_estimate(monkeypatch):
