@@ -77,6 +77,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 100  # all of these in steps
     config.sample_every = 1000
     config.checkpoint_every = 1000
+    # How often a run that diverges goes back to its last checkpoint, with other noise.
+    config.divergence_restarts = 0
     config.keep_checkpoints = 3  # the newest; the last step is among them
     config.evaluate_every = 0  # scores while training; 0: none
 

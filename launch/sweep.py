@@ -20,7 +20,6 @@ As a SLURM array, a task for each line of --list:
 import fcntl
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from launch.runs import Run
 from sagan_jax import command_line
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
+from sagan_jax.interruption import collected
 
 CONFIG = command_line.define_config()
 VARIANTS = flags.DEFINE_list('variants', None, 'Names of variants and of groups of them.')
@@ -83,9 +83,11 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
     command = create_command(file, overrides)
-    signals = _collect_signals()
     tell = execution.create_progress(chosen)
-    failed = execution.execute(chosen, command, JOBS.value, EVALUATE.value, tell, lambda: signals)
+    with collected() as signals:
+        failed = execution.execute(
+            chosen, command, JOBS.value, EVALUATE.value, tell, lambda: signals
+        )
     if signals:
         print('The sweep was ended with its runs: give the same command to go on.')
         sys.exit(128 + signals[0])
@@ -169,15 +171,6 @@ def _chosen(asked: list[Run]) -> list[Run]:
             'and slurm reads SLURM_ARRAY_TASK_ID.'
         )
     return [asked[int(index)]]
-
-
-def _collect_signals() -> list[int]:
-    """A list that receives what asks this process to end."""
-    received = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda number, _: received.append(number))
-    return received
 
 
 # ---- What the sweep is, on record. -------------------------------------------------------------

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sagan_jax import checkpoints, data, references
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
+from sagan_jax.interruption import Interrupted
 from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score, compare
 from sagan_jax.metrics.features import FeatureNetwork, on_local_devices
@@ -75,6 +76,7 @@ def create_evaluator(
     pair_samples: int = 0,
     intra_fid_samples: int = 0,
     progress: bool = True,
+    stop: Callable[[], Any] = lambda: False,
 ) -> Callable[[int, Variables], list[Row]]:
     """Builds `score(step, variables) -> rows`, with all that does not depend on a checkpoint.
 
@@ -89,6 +91,7 @@ def create_evaluator(
         and the shares alone, which need memory for none.
       intra_fid_samples: further images of each class, for intra FID; 0 for none.
       progress: whether to show a bar while generating.
+      stop: asked between batches; once it holds, scoring ends with `Interrupted`.
 
     Returns:
       A function of the step, which goes into the rows, and the generator's variables.
@@ -129,6 +132,8 @@ def create_evaluator(
             for part in stream(variables, [asked]):
                 yield part
                 bar.update(len(part['features']))
+                if stop():
+                    raise Interrupted
 
     def intra_fid(frozen) -> Score:
         """A class at a time, so that memory holds the generated features of one."""

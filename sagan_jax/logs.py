@@ -1,12 +1,17 @@
 """What a run writes down: metrics as JSON lines, and TensorBoard's scalars and pictures."""
 
+import contextlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from sagan_jax.files import atomic_path
 
@@ -15,7 +20,8 @@ class RunLog:
     """Writes `metrics.jsonl` and `tensorboard/` in a workdir.
 
     A run that resumes at `step` takes back what a killed one had written about later steps, so
-    that each step stands there once.
+    that each step stands there once. Where nothing can be written, the disk being full, a warning
+    is printed and training goes on: lines of metrics are kept for later, TensorBoard's are lost.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -24,19 +30,41 @@ class RunLog:
             kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
             with atomic_path(path) as temporary:
                 temporary.write_text(''.join(line + '\n' for line in kept))
-        self._file = path.open('a')
-        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+        self._file = path.open('ab', buffering=0)
+        self._unwritten = b''
+        self._events, self._events_folder = None, workdir / 'tensorboard'
+        # Makes TensorBoard forget what a killed run had written about later steps.
+        self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of JSON, `{"step": …, name: value, …}`, and a TensorBoard scalar each."""
-        self._file.write(json.dumps({'step': step, **values}) + '\n')
-        self._file.flush()
+        self._unwritten += (json.dumps({'step': step, **values}) + '\n').encode()
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            _warn('metrics.jsonl', error)
+        curves = Summary()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            curves.MergeFrom(summary.scalar(name, value))
+        self._add(step, summary=curves)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture for TensorBoard, uint8 [H, W, 3]."""
-        self._board.add_image(name, image, step, dataformats='HWC')
+        self._add(step, summary=summary.image(name, image, dataformats='HWC'))
+
+    def _add(self, step: int, **content) -> None:
+        """Writes an event at once; tensorboardX's own thread would end at an error, and adding to
+        its queue block for ever."""
+        try:
+            if self._events is None:
+                self._events_folder.mkdir(exist_ok=True)
+                self._events = EventsWriter(str(self._events_folder / 'events'))
+            self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+            self._events.flush()
+        except OSError as error:
+            _warn('tensorboard/', error)
+            self._events = None  # the next event begins another file, behind one cut short
 
     def __enter__(self) -> 'RunLog':
         return self
@@ -48,7 +76,13 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
-        self._board.close()
+        if self._events:
+            with contextlib.suppress(OSError):
+                self._events.close()
+
+
+def _warn(what: str, error: OSError) -> None:
+    print(f'warning        {what} cannot be written ({error.strerror}), training goes on')
 
 
 def _step(line: str) -> float:

@@ -20,16 +20,26 @@ class Stream(enum.IntEnum):
     EVALUATION_LABELS = 8
 
 
-def stream_key(seed: int, stream: Stream, step: int | jax.Array = 0) -> jax.Array:
+_RESTART = 1000  # between the numbers of a stream before and after a restart
+
+
+def stream_key(seed: int, stream: int | jax.Array, step: int | jax.Array = 0) -> jax.Array:
     """The typed key of `stream` at `step`: `fold_in(fold_in(key(seed), stream), step)`."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
 def draw_noise(
-    config: ml_collections.ConfigDict, stream: Stream, step: int | jax.Array
+    config: ml_collections.ConfigDict,
+    stream: Stream,
+    step: int | jax.Array,
+    restarts: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """A global batch of z, float32 [B, z_dim], standard normal, and labels, int32 [B], uniform."""
-    z_key, labels_key = jax.random.split(stream_key(config.seed, stream, step))
+    """A global batch of z, float32 [B, z_dim], standard normal, and labels, int32 [B], uniform.
+
+    Other ones after each restart of a run that diverged.
+    """
+    key = stream_key(config.seed, stream + _RESTART * restarts, step)
+    z_key, labels_key = jax.random.split(key)
     z = jax.random.normal(z_key, (config.batch_size, config.model.z_dim))
     classes = max(config.dataset.num_classes, 1)
     return z, jax.random.randint(labels_key, (config.batch_size,), 0, classes)

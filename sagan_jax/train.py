@@ -1,9 +1,13 @@
 """The training loop: from a configuration and a folder to a trained SAGAN."""
 
 import collections
+import contextlib
 import os
+import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -12,10 +16,15 @@ import numpy as np
 from sagan_jax import checkpoints, data, evaluate, figures, models, sampling
 from sagan_jax.command_line import duration
 from sagan_jax.errors import UserError
+from sagan_jax.interruption import Interrupted, collected
 from sagan_jax.logs import RunLog
 from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
 
 GRID_ROWS, GRID_COLUMNS = 10, 10  # of the sample grids: a row a class
+
+
+class DivergedError(UserError):
+    """Something is no longer finite."""
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
@@ -23,15 +32,29 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
     Leaves in `workdir`: config.json, metrics.jsonl, tensorboard/, samples/ and checkpoints/.
 
+    Asked to end by a signal, it finishes its step, saves it and ends with SystemExit, whose status
+    is 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C. A second one ends it at once.
+
     Args:
       config: see configs/common.py.
       workdir: the run's folder, made if it is not there.
 
     Raises:
       UserError: for a mistake in the configuration, the data or the workdir, before anything is
-        written; and when training diverges, before a bad checkpoint is kept.
+        written; when training diverges more often than `config.divergence_restarts`, before a bad
+        checkpoint is kept; and when the last checkpoint cannot be written.
     """
-    workdir = Path(workdir)
+    for restarts in range(config.divergence_restarts + 1):
+        try:
+            return _train(config, Path(workdir), restarts)
+        except DivergedError as error:
+            if restarts == config.divergence_restarts:
+                raise
+            print(f'warning        {error}')
+            print('               It goes back to that checkpoint, with other noise')
+
+
+def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> None:
 
     # ---- Refuse early what cannot work. --------------------------------------------------------
     _check_schedule(config)
@@ -52,8 +75,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
     state = create_state(config)
     _describe(config, source, summary, state)
     manager = checkpoints.open_manager(workdir / 'checkpoints', config.keep_checkpoints)
-    restored = checkpoints.restore(manager, state)
-    state = replicate(state if restored is None else restored)
+    restored = checkpoints.restore_newest(manager, state)
+    state = state if restored is None else restored
+    state = replicate(state._replace(restarts=np.int32(state.restarts + restarts)))
     step = int(state.step)
     if step % config.steps_per_call:
         raise UserError(
@@ -68,11 +92,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
     if step >= config.num_train_steps:
         print(f'               {step:,} of {config.num_train_steps:,} steps are done already')
 
+    def state_on_host():
+        """A copy to be kept; raises DivergedError if it holds anything that is not finite."""
+        copy = jax.tree.map(np.array, single_copy(state))
+        _check_finite(step, checkpoints.named_leaves(copy), manager.latest_step())
+        return copy
+
     # ---- Pictures. -----------------------------------------------------------------------------
     freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
     labels = sampling.grid_labels(config, GRID_ROWS, GRID_COLUMNS)
     noise = sampling.fixed_noise(config, labels)
 
+    @_tolerating_errors('the samples')
     def save_samples(log):
         generator, ema_params = single_copy((state.generator, state.ema_params))
         images = sample(freeze(generator | {'params': ema_params}), noise, labels)
@@ -83,21 +114,25 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
     # ---- Scores. -------------------------------------------------------------------------------
     if config.evaluate_every:
         score = evaluate.create_evaluator(
-            config, config.evaluation.training_samples, progress=False
+            config, config.evaluation.training_samples, progress=False, stop=lambda: signals
         )
         best = checkpoints.open_manager(workdir / 'best', keep=1)
 
     def save_scores(log):
         generator, ema_params = single_copy((state.generator, state.ema_params))
-        rows = score(step, generator | {'params': ema_params})
+        try:
+            rows = score(step, generator | {'params': ema_params})
+        except Interrupted:
+            return  # on resuming it is made up for
         is_best = evaluate.is_best(config, workdir, rows, best.latest_step())
-        evaluate.write(workdir, step, rows)
+        with _tolerating_errors('the scores'):
+            evaluate.write(workdir, step, rows)
         values = {row['name']: row['value'] for row in rows}
         log.scalars(step, values)
         line = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
         print(f'scores         {line}{"  (best)" if is_best else ""}')
         if is_best:
-            checkpoints.save(best, step, single_copy(state))
+            checkpoints.save(best, step, state_on_host())
 
     # ---- The loop. -----------------------------------------------------------------------------
     images_per_step = config.batch_size * config.discriminator_steps
@@ -112,10 +147,16 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
     def due(every):
         return step % every == 0 or step == config.num_train_steps
 
-    with RunLog(workdir, step) as log:
+    def scores_due():
+        return config.evaluate_every and due(config.evaluate_every)
+
+    unsaved = False
+    with RunLog(workdir, step) as log, collected() as signals:
         if step == 0:
             _save_reals(workdir, summary, labels)
             save_samples(log)
+        elif scores_due() and not evaluate.read(workdir, step):  # a signal came first
+            save_scores(log)
         in_flight = collections.deque()
         last_log, compiling_since = (step, time.monotonic()), time.monotonic()
         for batch in batches:
@@ -139,16 +180,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
                 last_log = _log_line(config, log, step, values, last_log, images_per_step)
             if due(config.sample_every):
                 save_samples(log)
-            if config.evaluate_every and due(config.evaluate_every):
+            if scores_due():
                 since = time.monotonic()
                 save_scores(log)  # before the checkpoint, from which a killed run goes on
                 # Minutes, perhaps, that are not the step's.
                 last_log = last_log[0], last_log[1] + time.monotonic() - since
-            if due(config.checkpoint_every):
-                checkpoints.save(manager, step, single_copy(state))
-    manager.close()
-    if config.evaluate_every:
-        best.close()
+            unsaved = unsaved or checkpoints.has_failed(manager)
+            if due(config.checkpoint_every) or signals or (unsaved and due(config.log_every)):
+                unsaved = not checkpoints.save(manager, step, state_on_host())
+            if signals:
+                break
+        checkpoints.finish(manager, step, state_on_host())
+    for opened in (manager, best) if config.evaluate_every else (manager,):
+        opened.close()
+    if signals:
+        print(f'interrupted    at step {step:,}, which is saved: give the same command to go on')
+        sys.exit(128 + signals[0])
     print(f'done           {workdir}: samples/, checkpoints/, metrics.jsonl, tensorboard/')
 
 
@@ -197,12 +244,21 @@ def _check_writable(workdir: Path) -> None:
         )
 
 
-def _check_finite(step: int, values: dict[str, float], saved: int | None) -> None:
-    bad = [name for name, value in values.items() if not np.isfinite(value)]
+@contextlib.contextmanager
+def _tolerating_errors(what: str) -> Iterator[None]:
+    """A full disk costs pictures, but not the run."""
+    try:
+        yield
+    except OSError as error:
+        print(f'warning        {what} cannot be written ({error.strerror}), training goes on')
+
+
+def _check_finite(step: int, values: Mapping[str, Any], saved: int | None) -> None:
+    bad = [name for name, value in values.items() if not np.isfinite(value).all()]
     if bad:
-        raise UserError(
-            f'Training diverged, with {", ".join(bad)} not finite at step {step}; the last good '
-            f'checkpoint is {"none" if saved is None else f"of step {saved}"}: '
+        raise DivergedError(
+            f'Training diverged, with {", ".join(bad[:3])} not finite at step {step}; the last '
+            f'good checkpoint is {"none" if saved is None else f"of step {saved}"}: '
             'try smaller learning rates or another seed.'
         )
 

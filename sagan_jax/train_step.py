@@ -36,6 +36,7 @@ class TrainState(NamedTuple):
       generator, discriminator: their variables, see `models.Network`.
       generator_opt, discriminator_opt: Adam's moments.
       ema_params: the averaged generator's parameters; parameters only, never statistics.
+      restarts: int32 [], how often the run went back after it had diverged; it chooses the noise.
     """
 
     step: jax.Array
@@ -44,6 +45,7 @@ class TrainState(NamedTuple):
     generator_opt: optax.OptState
     discriminator_opt: optax.OptState
     ema_params: Any
+    restarts: jax.Array
 
 
 def create_state(config: ml_collections.ConfigDict) -> TrainState:
@@ -62,6 +64,7 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
             generator_opt=generator_optimizer.init(g['params']),
             discriminator_opt=discriminator_optimizer.init(d['params']),
             ema_params=g['params'],
+            restarts=jnp.zeros((), jnp.int32),
         )
 
     return create(stream_key(config.seed, Stream.PARAMETERS))
@@ -127,9 +130,9 @@ def create_train_step(
         """This device's rows of something drawn for the global batch."""
         return lax.dynamic_slice_in_dim(array, lax.axis_index(AXIS) * local_batch, local_batch)
 
-    def noise(stream, step):
+    def noise(stream, step, restarts):
         """This device's z float32 [b, z_dim] and labels int32 [b]."""
-        z, labels = draw_noise(config, stream, step)
+        z, labels = draw_noise(config, stream, step, restarts)
         return rows(z), rows(labels)
 
     def real_images(images, update):
@@ -214,7 +217,7 @@ def create_train_step(
 
     # ---- The discriminator's update: real and fake images in one pass, u advances once. --------
     def update_discriminator(carry, batch):
-        variables, opt_state, batch_stats, generator_weights = carry
+        variables, opt_state, batch_stats, generator_weights, restarts = carry
         update, images, labels = batch
         weights, pull_back, spectral_stats = normalise_once(variables)
 
@@ -242,7 +245,11 @@ def create_train_step(
         (batch_stats, d_batch_stats), means = accumulate(
             gradients,
             (batch_stats, variables['batch_stats']),
-            (real_images(images, update), labels, *noise(Stream.DISCRIMINATOR_NOISE, update)),
+            (
+                real_images(images, update),
+                labels,
+                *noise(Stream.DISCRIMINATOR_NOISE, update, restarts),
+            ),
         )
         metrics, weight_grads = lax.pmean(means, AXIS)
         (grads,) = pull_back(weight_grads)
@@ -255,20 +262,21 @@ def create_train_step(
             'batch_stats': d_batch_stats,
             'spectral_stats': spectral_stats,
         }
-        return (variables, opt_state, batch_stats, generator_weights), metrics
+        return (variables, opt_state, batch_stats, generator_weights, restarts), metrics
 
     # ---- One step: discriminator_steps updates of D, then one of G. ----------------------------
     def step(state, images, labels):  # [D, b, H, W, 3], [D, b]
         generator_weights, pull_back, generator_spectral_stats = normalise_once(state.generator)
 
         updates = state.step * config.discriminator_steps + jnp.arange(config.discriminator_steps)
-        (d_variables, d_opt, batch_stats, _), d_metrics = scan(
+        (d_variables, d_opt, batch_stats, *_), d_metrics = scan(
             update_discriminator,
             (
                 state.discriminator,
                 state.discriminator_opt,
                 state.generator['batch_stats'],
                 generator_weights,
+                state.restarts,
             ),
             (updates, images, labels),
         )
@@ -291,7 +299,7 @@ def create_train_step(
             return batch_stats, (value, grads)
 
         batch_stats, means = accumulate(
-            gradients, batch_stats, noise(Stream.GENERATOR_NOISE, state.step)
+            gradients, batch_stats, noise(Stream.GENERATOR_NOISE, state.step, state.restarts)
         )
         value, weight_grads = lax.pmean(means, AXIS)
         (grads,) = pull_back(weight_grads)
@@ -311,6 +319,7 @@ def create_train_step(
             generator_opt=g_opt,
             discriminator_opt=d_opt,
             ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+            restarts=state.restarts,
         )
         metrics = jax.tree.map(jnp.mean, d_metrics) | {
             'generator_loss': value,

@@ -1,6 +1,7 @@
 """Each step stands once in the metrics, however often a run was killed."""
 
 import json
+import resource
 
 from sagan_jax.logs import RunLog
 
@@ -27,3 +28,19 @@ def test_a_new_run_starts_an_empty_record(tmp_path):
     with RunLog(tmp_path, 0):
         pass
     assert steps(tmp_path) == []
+
+
+def test_a_full_disk_delays_lines_and_stops_nothing(tmp_path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLog(tmp_path, 0) as log:
+        log.scalars(1, {'loss': 0.5})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+        try:
+            for step in range(2, 30):
+                log.scalars(step, {'loss': 0.5})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (tmp_path / 'metrics.jsonl').stat().st_size == 50
+        assert 'metrics.jsonl cannot be written (File too large)' in capsys.readouterr().out
+        log.scalars(30, {'loss': 0.5})
+    assert steps(tmp_path) == list(range(1, 31))

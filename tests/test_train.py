@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from sagan_jax import checkpoints
+from sagan_jax import train as train_module
 from sagan_jax.errors import UserError
 from sagan_jax.evaluate import evaluate
 from sagan_jax.metrics import in_domain
@@ -37,7 +38,7 @@ def read_metrics(workdir):
 
 def read_state(workdir, config):
     manager = checkpoints.open_manager(workdir / 'checkpoints')
-    state = checkpoints.restore(manager, create_state(config))
+    state = checkpoints.restore_newest(manager, create_state(config))
     manager.close()
     return state
 
@@ -175,6 +176,45 @@ def test_divergence_stops_the_run_and_keeps_no_bad_checkpoint(pictures, tmp_path
         assert np.isfinite(leaf).all()
 
 
+def poisoned(create_train_step, at):
+    """Parameters that are not finite after the step `at`, unless the run went back before."""
+
+    def create(*args, **kwargs):
+        train_step = create_train_step(*args, **kwargs)
+
+        def run(state, *batch):
+            state, metrics = train_step(state, *batch)
+            if int(state.step) == at and not int(state.restarts):
+                params = jax.tree.map(lambda leaf: leaf * np.nan, state.ema_params)
+                state = state._replace(ema_params=params)
+            return state, metrics
+
+        return run
+
+    return create
+
+
+def test_a_run_that_diverged_goes_back_with_other_noise(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        train_module, 'create_train_step', poisoned(train_module.create_train_step, at=6)
+    )
+    config = tiny.folder_config(pictures, num_train_steps=8)
+    with pytest.raises(UserError, match=r'diverged, with ema_params/.* at step 6; .* of step 4'):
+        train(config, tmp_path)
+    ended = read_metrics(tmp_path)
+    config.divergence_restarts = 1
+    capsys.readouterr()
+    train(config, tmp_path)
+    assert 'goes back to that checkpoint, with other noise' in capsys.readouterr().out
+    metrics = read_metrics(tmp_path)
+    assert [line['step'] for line in metrics] == list(range(1, 9))
+    assert metrics[:4] == ended[:4]
+    assert metrics[4]['generator_loss'] != ended[4]['generator_loss']
+    state = read_state(tmp_path, config)
+    assert (int(state.step), int(state.restarts)) == (8, 1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
 # ---- Killed and started again. -----------------------------------------------------------------
 
 
@@ -210,15 +250,21 @@ def start(pictures, workdir):
     )
 
 
-def test_killed_and_started_again_is_as_if_never_killed(pictures, tmp_path):
-    straight = start(pictures, tmp_path / 'straight')
-    assert 'starts afresh' in straight.communicate(timeout=300)[0]
-    assert straight.returncode == 0
+@pytest.fixture(scope='module')
+def straight(pictures, tmp_path_factory):
+    """The workdir of a run that was left alone."""
+    workdir = tmp_path_factory.mktemp('straight')
+    process = start(pictures, workdir)
+    assert 'starts afresh' in process.communicate(timeout=300)[0]
+    assert process.returncode == 0
+    return workdir
 
-    killed = start(pictures, tmp_path / 'killed')
-    metrics = tmp_path / 'killed' / 'metrics.jsonl'
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_started_again_is_as_if_never_killed(number, straight, pictures, tmp_path):
+    killed = start(pictures, tmp_path)
+    metrics, saved = tmp_path / 'metrics.jsonl', tmp_path / 'checkpoints'
     deadline = time.monotonic() + 300
-    saved = tmp_path / 'killed' / 'checkpoints'
     while not (
         metrics.exists()
         and '"step": 11' in metrics.read_text()
@@ -226,25 +272,28 @@ def test_killed_and_started_again_is_as_if_never_killed(pictures, tmp_path):
     ):
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert read_metrics(tmp_path / 'killed')[-1]['step'] < 20
+    killed.send_signal(number)
+    output, _ = killed.communicate()
+    from_steps = '5|10|15'
+    if number == signal.SIGTERM:
+        assert killed.returncode == 143
+        (from_steps,) = re.findall(r'interrupted +at step (\d+), which is saved', output)
+    last = read_metrics(tmp_path)[-1]['step']
+    assert last < 20
 
-    again = start(pictures, tmp_path / 'killed')
+    again = start(pictures, tmp_path)
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0
-    assert re.search('resumes .* from step (5|10|15)\n', output)
+    assert re.search(f'resumes .* from step ({from_steps})\n', output)
 
-    lines = [without_rates(read_metrics(tmp_path / run)) for run in ('straight', 'killed')]
+    lines = [without_rates(read_metrics(workdir)) for workdir in (straight, tmp_path)]
     assert [line['step'] for line in lines[0]] == list(range(1, 21))
     assert lines[0] == lines[1]
     config = tiny.folder_config(
         pictures, model__z_dim=128, optimizer__b2=0.9, ema__decay=0.999, dataset__flip=True
     )
-    states = [read_state(tmp_path / run, config) for run in ('straight', 'killed')]
+    states = [read_state(workdir, config) for workdir in (straight, tmp_path)]
     assert int(states[0].step) == 20
     chex.assert_trees_all_equal(*states)
-    picture = Path('samples') / '000020.png'
-    assert (tmp_path / 'straight' / picture).read_bytes() == (
-        tmp_path / 'killed' / picture
-    ).read_bytes()
+    pictures = [workdir / 'samples' / '000020.png' for workdir in (straight, tmp_path)]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()

@@ -1,0 +1,118 @@
+"""Checkpoints on broken disks: what is damaged is passed over, what cannot be written is told."""
+
+import contextlib
+import resource
+import shutil
+
+import numpy as np
+import pytest
+
+from sagan_jax import checkpoints
+from sagan_jax.errors import UserError
+
+STATE = {
+    'kernel': np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32),
+    'step': np.zeros((), np.int32),
+}
+
+
+def at(step):
+    return STATE | {'step': np.int32(step)}
+
+
+def save(folder, *steps):
+    manager = checkpoints.open_manager(folder, keep=2)
+    for step in steps:
+        assert checkpoints.save(manager, step, at(step))
+        checkpoints.finish(manager, step, at(step))
+    manager.close()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    if content:
+        content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage', [truncate, flip_a_bit, lambda path: path.unlink()])
+def test_damage_to_any_file_is_passed_over_or_harmless(damage, tmp_path, capsys):
+    save(tmp_path / 'whole', 1, 2)
+    passed_over = 0
+    for path in sorted((tmp_path / 'whole' / '2').rglob('*')):
+        if path.is_dir():
+            continue
+        run = tmp_path / 'run'
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(tmp_path / 'whole', run / 'checkpoints')
+        damage(run / 'checkpoints' / path.relative_to(tmp_path / 'whole'))
+        manager = checkpoints.open_manager(run / 'checkpoints', keep=2)
+        state = checkpoints.restore_newest(manager, STATE)
+        step = int(state['step'])
+        np.testing.assert_array_equal(state['kernel'], STATE['kernel'])
+        told = capsys.readouterr().out
+        assert ('damaged' in told or 'cannot be read' in told) == (step == 1)
+        passed_over += step == 1
+        if step == 1:  # the damaged one is out of the way of the run that comes by again
+            assert checkpoints.save(manager, 2, at(2))
+            checkpoints.finish(manager, 2, at(2))
+            assert int(checkpoints.restore_newest(manager, STATE)['step']) == 2
+        manager.close()
+    assert passed_over >= 3
+
+
+def test_all_damaged(tmp_path):
+    save(tmp_path / 'checkpoints', 1, 2)
+    for path in tmp_path.rglob('_METADATA'):
+        truncate(path)
+    manager = checkpoints.open_manager(tmp_path / 'checkpoints', keep=2)
+    with pytest.raises(UserError, match=r'All checkpoints in .* are damaged'):
+        checkpoints.restore_newest(manager, STATE)
+    assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'1', '2'}
+
+
+def test_another_network_is_no_damage(tmp_path):
+    save(tmp_path, 1)
+    manager = checkpoints.open_manager(tmp_path, keep=2)
+    for other in (STATE | {'kernel': np.zeros((3, 400))}, {'step': STATE['step']}):
+        with pytest.raises(UserError, match='does not hold the generator') as caught:
+            checkpoints.restore_newest(manager, other)
+        assert not isinstance(caught.value, checkpoints.DamagedError)
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file grows beyond 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoints, '_PAUSES', (0, 0))
+    save(tmp_path, 1, 2)
+    manager = checkpoints.open_manager(tmp_path, keep=2)
+    with full_disk(), pytest.raises(UserError, match='last checkpoint could not be written'):
+        checkpoints.finish(manager, 3, at(3))
+    assert 'a checkpoint cannot be written, to be tried again' in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {'1', '2'}
+    assert checkpoints.save(manager, 4, at(4))
+    checkpoints.finish(manager, 4, at(4))
+    assert {path.name for path in tmp_path.iterdir()} == {'2', '4'}
+    assert int(checkpoints.restore_newest(manager, STATE)['step']) == 4
+
+
+def test_a_vanished_folder_is_told_and_made_again(tmp_path, capsys):
+    save(tmp_path / 'run' / 'checkpoints', 1)
+    manager = checkpoints.open_manager(tmp_path / 'run' / 'checkpoints', keep=2)
+    (tmp_path / 'run').rename(tmp_path / 'elsewhere')
+    checkpoints.save(manager, 2, at(2))
+    checkpoints.finish(manager, 2, at(2))
+    assert int(checkpoints.restore_newest(manager, STATE)['step']) == 2
