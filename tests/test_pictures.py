@@ -1,9 +1,13 @@
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from sagan_jax.errors import UserError
-from sagan_jax.pictures import read_square
+from sagan_jax.pictures import read_square, square
 
 
 @pytest.fixture
@@ -159,3 +163,82 @@ def test_truncated(tmp_path, noise, name, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(UserError, match=f'Cannot read the picture .*{name}.* remove it'):
         read_square(path, 32)
+
+
+# ---- Two hundred broken files. -----------------------------------------------------------------
+
+
+def waves(seed):
+    """A smooth picture, of which a decoder's rubbish is far away."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(40, 300, 2)
+    y, x = np.mgrid[:height, :width] / 100
+    a, b, phase = rng.uniform(1, 5, (3, 3, 1, 1))
+    return Image.fromarray(
+        (127 + 110 * np.sin(a * x + b * y + phase)).transpose(1, 2, 0).astype(np.uint8)
+    )
+
+
+def encoded(image, file_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def cut(content, share):
+    return content[: int(share * len(content))]
+
+
+def zeroed(content, share):
+    return cut(content, share).ljust(len(content), b'\0')
+
+
+def with_size(png, width, height):
+    """The same PNG with another size in its header, whose checksum is right."""
+    header = b'IHDR' + struct.pack('>II', width, height) + png[24:29]
+    return png[:12] + header + struct.pack('>I', zlib.crc32(header)) + png[33:]
+
+
+def broken_files():
+    """(name, content, whether it can be read although)."""
+    for seed in range(8):
+        image = waves(seed)
+        originals = {
+            'baseline.jpg': encoded(image, 'JPEG', quality=92),
+            'progressive.jpg': encoded(image, 'JPEG', quality=92, progressive=True),
+            'whole.png': encoded(image, 'PNG'),
+        }
+        for name, content in originals.items():
+            yield seed, f'padded_{name}', content + bytes(512), True
+            for share in (0.0, 0.02, 0.5, 0.9):
+                yield seed, f'cut_{share}_{name}', cut(content, share), False
+                yield seed, f'zeroed_{share}_{name}', zeroed(content, share), False
+        png = originals['whole.png']
+        for share in (0.4, 0.7):
+            at = int(share * len(png))
+            flipped = png[:at] + bytes([png[at] ^ 16]) + png[at + 1 :]
+            yield seed, f'flipped_{share}.png', flipped, False
+        yield seed, 'huge.png', with_size(png, 60_000, 60_000), False
+        yield seed, 'really_a_png.jpg', png, True
+        yield seed, 'really_a_jpeg.png', originals['baseline.jpg'], True
+        yield seed, 'cmyk.jpg', encoded(image.convert('CMYK'), 'JPEG', quality=92), True
+        yield seed, 'palette.png', encoded(image.convert('P', colors=256), 'PNG'), True
+        yield seed, 'opaque.png', encoded(image.convert('RGBA'), 'PNG'), True
+        animation = {'save_all': True, 'append_images': [image.transpose(0), image.transpose(1)]}
+        yield seed, 'animated.png', encoded(image, 'PNG', **animation), True
+        yield seed, 'animated.webp', encoded(image, 'WEBP', quality=92, **animation), True
+
+
+def test_broken_files_are_read_rightly_or_named(tmp_path):
+    count = 0
+    for seed, name, content, readable in broken_files():
+        path = tmp_path / name
+        path.write_bytes(content)
+        count += 1
+        if readable:
+            expected = np.asarray(square(waves(seed), 32)).astype(int)
+            assert abs(read_square(path, 32) - expected).mean() < 8, name
+        else:
+            with pytest.raises(UserError, match=f'Cannot read the picture {path} '):
+                read_square(path, 32)
+    assert count >= 200
