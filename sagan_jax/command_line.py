@@ -1,10 +1,13 @@
 """What the programs' command lines share: a configuration, mistakes told in one sentence, times."""
 
+import logging
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from sagan_jax import cpu
@@ -29,13 +32,31 @@ def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
 
     cpu.restart_with_large_pages()
     cpu.prepare()
-    logging.set_verbosity(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    _quieten_failed_writes()
     sys.stdout.reconfigure(line_buffering=True)  # progress shows in log files too
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+
+
+def _quieten_failed_writes() -> None:
+    """A checkpoint that cannot be written is told in a sentence, to which Orbax and TensorStore
+    would add a thousand lines: an exception left over for each of its arrays and threads."""
+    unraisable, in_thread = sys.unraisablehook, threading.excepthook
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+
+    def report_unraisable(args):
+        if str(args.exc_value) != 'Event loop is closed':
+            unraisable(args)
+
+    def report_in_thread(args):
+        if 'orbax' not in type(args.thread).__module__:
+            in_thread(args)
+
+    sys.unraisablehook, threading.excepthook = report_unraisable, report_in_thread
 
 
 def duration(seconds: float) -> str:

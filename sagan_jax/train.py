@@ -84,7 +84,13 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
             f'The newest checkpoint is of step {step}, which is not a multiple of '
             f'steps_per_call={config.steps_per_call}: choose one that divides it.'
         )
-    checkpoints.write_configuration(workdir, config)
+    try:
+        checkpoints.write_configuration(workdir, config)
+    except OSError as error:
+        raise UserError(
+            f'The workdir {workdir} cannot be written ({error.strerror}): make room, or choose '
+            'another --workdir.'
+        ) from error
     if restored is None:
         print(f'run            starts afresh in {workdir}, {config.num_train_steps:,} steps')
     else:
