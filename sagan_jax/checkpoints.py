@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 import zlib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,19 @@ def finish(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
         f'The last checkpoint could not be written to {manager.directory}: make room, and give the '
         'same command again.'
     )
+
+
+@contextlib.contextmanager
+def closing(managers: list[ocp.CheckpointManager]) -> Iterator[None]:
+    """Closes them at the end of the block, when all that is being written is there."""
+    try:
+        yield
+    finally:
+        for manager in managers:
+            try:
+                manager.close()
+            except _UNWRITABLE as error:
+                _give_up(manager, error)
 
 
 def _give_up(manager: ocp.CheckpointManager, error: Exception) -> None:

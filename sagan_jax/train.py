@@ -55,7 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
 
 def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> None:
-
+    """`train`, after so many restarts in this process."""
     # ---- Refuse early what cannot work. --------------------------------------------------------
     _check_schedule(config)
     train_step = create_train_step(config)  # compiled on its first call
@@ -75,6 +75,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
     state = create_state(config)
     _describe(config, source, summary, state)
     manager = checkpoints.open_manager(workdir / 'checkpoints', config.keep_checkpoints)
+    managers = [manager]
     restored = checkpoints.restore_newest(manager, state)
     state = state if restored is None else restored
     state = replicate(state._replace(restarts=np.int32(state.restarts + restarts)))
@@ -123,6 +124,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
             config, config.evaluation.training_samples, progress=False, stop=lambda: signals
         )
         best = checkpoints.open_manager(workdir / 'best', keep=1)
+        managers.append(best)
 
     def save_scores(log):
         generator, ema_params = single_copy((state.generator, state.ema_params))
@@ -157,7 +159,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
         return config.evaluate_every and due(config.evaluate_every)
 
     unsaved = False
-    with RunLog(workdir, step) as log, collected() as signals:
+    with checkpoints.closing(managers), RunLog(workdir, step) as log, collected() as signals:
         if step == 0:
             _save_reals(workdir, summary, labels)
             save_samples(log)
@@ -179,7 +181,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
                 print(f'first step     after {seconds:.0f} s of compilation')
                 last_log, compiling_since = (step, time.monotonic()), None
 
-            if due(config.log_every) or due(config.checkpoint_every):
+            if due(config.log_every) or due(config.checkpoint_every) or scores_due():
                 values = {name: float(value[-1]) for name, value in metrics.items()}
                 _check_finite(step, values, manager.latest_step())
             if due(config.log_every):
@@ -197,8 +199,6 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
             if signals:
                 break
         checkpoints.finish(manager, step, state_on_host())
-    for opened in (manager, best) if config.evaluate_every else (manager,):
-        opened.close()
     if signals:
         print(f'interrupted    at step {step:,}, which is saved: give the same command to go on')
         sys.exit(128 + signals[0])
