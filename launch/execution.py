@@ -15,7 +15,7 @@ from launch.runs import Run
 POLL_SECONDS = 0.2
 TELL_SECONDS = 2  # between looks at all runs, and at what a terminal shows of them
 LOG_SECONDS = 60  # between lines about one run in a log file
-GRACE_SECONDS = 10  # between asking a process to end and ending it
+GRACE_SECONDS = 30  # in which a run that is asked to end can save its step
 
 Command = Callable[[Run, str], list[str]]  # what trains ('train') and scores ('evaluate') a run
 
