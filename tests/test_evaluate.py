@@ -5,7 +5,6 @@ import json
 import chex
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import scipy.linalg
 
@@ -262,7 +261,7 @@ def test_a_run_without_checkpoints(folder, tmp_path):
 def test_a_checkpoint_without_a_generator(run, tmp_path):
     config, workdir = run
     manager = checkpoints.open_manager(tmp_path / 'checkpoints', keep=1)
-    manager.save(7, args=ocp.args.StandardSave({'weights': np.zeros(3)}))
+    checkpoints.save(manager, 7, {'weights': np.zeros(3)})
     manager.close()
     (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
     with pytest.raises(UserError, match='/7 does not hold the generator'):
