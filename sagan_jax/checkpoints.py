@@ -40,6 +40,8 @@ FREE_SECTIONS = ('evaluation.',)
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
 _PAUSES = (0, 10, 60)  # seconds before the last checkpoint of a run is tried again
 
+_MEND = '; remove it, or choose another step.'
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -187,11 +189,15 @@ def restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
             return manager.restore(step, args=ocp.args.Composite(**item))
         except Exception as error:  # whatever the formats' readers raise at what they meet
             reason = ' '.join(str(error).split())
-            raise DamagedError(f'The checkpoint {path} cannot be read ({reason:.200}).') from error
+            raise DamagedError(
+                f'The checkpoint {path} cannot be read ({reason:.200}){_MEND}'
+            ) from error
 
     saved = read(checks=ocp.args.JsonRestore())['checks']
     if not isinstance(saved, dict) or saved.pop('itself', None) != _checksum_of(saved):
-        raise DamagedError(f'The checkpoint {path} is damaged: its checksums are not as saved.')
+        raise DamagedError(
+            f'The checkpoint {path} is damaged: its checksums are not as saved{_MEND}'
+        )
     shapes = {name: list(leaf.shape) for name, leaf in named_leaves(like).items()}
     if {name: shape for name, (shape, _) in saved.items()} != shapes:
         raise UserError(
@@ -201,7 +207,9 @@ def restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
     state = read(state=ocp.args.StandardRestore(template))['state']
     for name, leaf in named_leaves(state).items():
         if zlib.crc32(np.ascontiguousarray(leaf)) != saved[name][1]:
-            raise DamagedError(f'The checkpoint {path} is damaged: {name} is not what was saved.')
+            raise DamagedError(
+                f'The checkpoint {path} is damaged: {name} is not what was saved{_MEND}'
+            )
     return state
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -39,11 +39,9 @@ class RunLog:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of JSON, `{"step": …, name: value, …}`, and a TensorBoard scalar each."""
         self._unwritten += (json.dumps({'step': step, **values}) + '\n').encode()
-        try:
+        with tolerating_errors('metrics.jsonl'):
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-        except OSError as error:
-            _warn('metrics.jsonl', error)
         curves = Summary()
         for name, value in values.items():
             curves.MergeFrom(summary.scalar(name, value))
@@ -56,15 +54,15 @@ class RunLog:
     def _add(self, step: int, **content) -> None:
         """Writes an event at once; tensorboardX's own thread would end at an error, and adding to
         its queue block for ever."""
-        try:
-            if self._events is None:
+        # After an error the next event begins another file, behind one cut short.
+        events, self._events = self._events, None
+        with tolerating_errors('tensorboard/'):
+            if events is None:
                 self._events_folder.mkdir(exist_ok=True)
-                self._events = EventsWriter(str(self._events_folder / 'events'))
-            self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-            self._events.flush()
-        except OSError as error:
-            _warn('tensorboard/', error)
-            self._events = None  # the next event begins another file, behind one cut short
+                events = EventsWriter(str(self._events_folder / 'events'))
+            events.write_event(Event(wall_time=time.time(), step=step, **content))
+            events.flush()
+            self._events = events
 
     def __enter__(self) -> 'RunLog':
         return self
@@ -81,8 +79,13 @@ class RunLog:
                 self._events.close()
 
 
-def _warn(what: str, error: OSError) -> None:
-    print(f'warning        {what} cannot be written ({error.strerror}), training goes on')
+@contextlib.contextmanager
+def tolerating_errors(what: str) -> Iterator[None]:
+    """A full disk costs pictures and curves, but not the run."""
+    try:
+        yield
+    except OSError as error:
+        print(f'warning        {what} cannot be written ({error.strerror}), training goes on')
 
 
 def _step(line: str) -> float:

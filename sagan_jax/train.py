@@ -1,11 +1,10 @@
 """The training loop: from a configuration and a folder to a trained SAGAN."""
 
 import collections
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from sagan_jax import checkpoints, data, evaluate, figures, models, sampling
 from sagan_jax.command_line import duration
 from sagan_jax.errors import UserError
 from sagan_jax.interruption import Interrupted, collected
-from sagan_jax.logs import RunLog
+from sagan_jax.logs import RunLog, tolerating_errors
 from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
 
 GRID_ROWS, GRID_COLUMNS = 10, 10  # of the sample grids: a row a class
@@ -110,7 +109,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
     labels = sampling.grid_labels(config, GRID_ROWS, GRID_COLUMNS)
     noise = sampling.fixed_noise(config, labels)
 
-    @_tolerating_errors('the samples')
+    @tolerating_errors('the samples')
     def save_samples(log):
         generator, ema_params = single_copy((state.generator, state.ema_params))
         images = sample(freeze(generator | {'params': ema_params}), noise, labels)
@@ -133,7 +132,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
         except Interrupted:
             return  # on resuming it is made up for
         is_best = evaluate.is_best(config, workdir, rows, best.latest_step())
-        with _tolerating_errors('the scores'):
+        with tolerating_errors('the scores'):
             evaluate.write(workdir, step, rows)
         values = {row['name']: row['value'] for row in rows}
         log.scalars(step, values)
@@ -161,7 +160,8 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
     unsaved = False
     with checkpoints.closing(managers), RunLog(workdir, step) as log, collected() as signals:
         if step == 0:
-            _save_reals(workdir, summary, labels)
+            with tolerating_errors('the real pictures'):
+                _save_reals(workdir, summary, labels)
             save_samples(log)
         elif scores_due() and not evaluate.read(workdir, step):  # a signal came first
             save_scores(log)
@@ -248,15 +248,6 @@ def _check_writable(workdir: Path) -> None:
             f'The workdir {workdir} cannot be written, because of {existing}: '
             'choose another --workdir.'
         )
-
-
-@contextlib.contextmanager
-def _tolerating_errors(what: str) -> Iterator[None]:
-    """A full disk costs pictures, but not the run."""
-    try:
-        yield
-    except OSError as error:
-        print(f'warning        {what} cannot be written ({error.strerror}), training goes on')
 
 
 def _check_finite(step: int, values: Mapping[str, Any], saved: int | None) -> None:
