@@ -1,51 +1,11 @@
 """A page of text, tables and pictures, as Markdown and as one HTML file that needs no other."""
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-PICTURE_WIDTH = 664  # a grid of ten pictures as 64×64
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --faint: #6a6f76; --line: #d9dce1;
-  --head: #f3f4f6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e6ea; --paper: #15171a; --faint: #9aa0a8; --line: #363a40; --head: #202327; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-p, li { max-width: 46rem; }
-code { font-size: .9em; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }
-th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th { background: var(--head); font-weight: 600; vertical-align: bottom; white-space: normal; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--paper); }
-th:first-child { background: var(--head); }
-em { color: var(--faint); } td em { white-space: normal; }
-.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem),
-  1fr)); }
-.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%,
-  20rem), 1fr)); }
-figure { margin: 0; } figcaption { color: var(--faint); font-size: .85rem; }
-img, svg { width: 100%; height: auto; display: block; }
-svg text { fill: var(--faint); font-size: 12px; } svg .title { fill: var(--ink); font-weight: 600;
-  font-size: 14px; }
-svg .grid { stroke: var(--line); }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0 0 1rem; padding: 0;
-  list-style: none; font-size: .9rem; }
-.legend svg { display: inline-block; width: 1.8rem; height: .7rem; margin-right: .4rem; }
-"""
+from sagan_jax.page import document
 
 
 class Table(NamedTuple):
@@ -78,28 +38,7 @@ def markdown(parts: Sequence[Part]) -> str:
 
 def html(title: str, parts: Sequence[Part]) -> str:
     """The parts as an HTML page."""
-    body = '\n'.join(_html_of(part) for part in parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<body>\n{body}\n</body>\n</html>\n'
-    )
-
-
-def picture(path: Path, caption: str) -> str:
-    """A figure of a picture file, made smaller if it is large and put into the page."""
-    with Image.open(path) as image:
-        image = image.convert('RGB')
-    if image.width > PICTURE_WIDTH:
-        height = round(image.height * PICTURE_WIDTH / image.width)
-        image = image.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format='PNG', optimize=True)
-    data = base64.b64encode(file.getvalue()).decode()
-    return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        f'<figcaption>{escape(caption)}</figcaption></figure>'
-    )
+    return document(title, '\n'.join(_html_of(part) for part in parts))
 
 
 def _html_of(part: Part) -> str:

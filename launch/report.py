@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import curves, page, paper, results, runs
+from launch import page, paper, results, runs
 from launch.page import Html, Part, Table
 from launch.results import Column, Result
+from sagan_jax import charts
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
+from sagan_jax.page import figure
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -158,28 +160,24 @@ def _about_the_scores(variants: dict[str, list[Result]]) -> list[Part]:
 
 
 def _curves(variants: dict[str, list[Result]], columns: Sequence[Column]) -> list[Part]:
-    charts = []
+    pictures = []
     for column in columns:
         if column.score not in results.MAIN_SCORES:
             continue
         drawn = [
-            curves.Curve(name, [points for result in group if (points := column.curve(result))])
-            for name, group in variants.items()
+            charts.Curve(name, [points for r in group if (points := column.curve(r))], style)
+            for style, (name, group) in enumerate(variants.items())
         ]
         if any(len(run) > 1 for curve in drawn for run in curve.runs):
             low_is_good = column.score in results.LOW_IS_GOOD
-            charts.append(curves.chart(column.title, drawn, logarithmic=low_is_good))
-    if not charts:
+            pictures.append(charts.chart(column.title, drawn, logarithmic=low_is_good))
+    if not pictures:
         return []
-    legend = ''.join(
-        f'<li><svg viewBox="0 0 36 14"><path d="M0 7h36" {curves.stroke(i, 4)}/></svg>{name}</li>'
-        for i, name in enumerate(variants)
-    )
     return [
         Html('<h2>Scores over steps</h2>'),
         Html(
             '<p>Thick: the mean over the seeds, as far as all of them have come. Thin: each of '
-            f'them.</p><ul class="legend">{legend}</ul><div class="charts">{"".join(charts)}</div>'
+            f'them.</p>{charts.legend(drawn)}<div class="charts">{"".join(pictures)}</div>'
         ),
     ]
 
@@ -195,11 +193,11 @@ def _samples(variants: dict[str, list[Result]]) -> list[Part]:
         if found:
             path, result = max(found, key=lambda each: int(each[0].stem))
             caption = f'{name}, seed {result.run.seed}, step {int(path.stem):,}'
-            figures.append(page.picture(path, caption))
+            figures.append(figure(path, caption))
             reals.append(result.run.folder / 'samples' / 'reals.png')
     if not figures:
         return []
-    figures += [page.picture(path, 'real pictures') for path in reals[:1] if path.exists()]
+    figures += [figure(path, 'real pictures') for path in reals[:1] if path.exists()]
     return [
         Html(
             '<h2>Samples</h2><p>Of each variant the last sample grid of the seed that has come '

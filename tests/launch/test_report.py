@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import curves, page, paper, report, results, runs
+from launch import page, paper, report, results, runs
 from launch.runs import Run
+from sagan_jax.page import PICTURE_WIDTH
 
 PROTOCOL = {
     'num_fake': 10_000,
@@ -292,8 +293,8 @@ def test_the_page_needs_no_other_file(workdir):
     text = (workdir / 'report.html').read_text()
     sources = re.findall(r'(?:src|href|srcset|data)\s*=\s*["\']?([^"\' >]+)', text)
     assert sources
-    assert all(source.startswith('data:image/png;base64,') for source in sources)
-    assert 'http' not in text
+    assert all(source.startswith(('data:image/webp;base64,', 'data:,')) for source in sources)
+    assert '://' not in text
     assert 'url(' not in text
     assert '@import' not in text
     assert 'prefers-color-scheme: dark' in text
@@ -307,19 +308,16 @@ def test_the_last_samples_of_one_seed_of_each_variant(workdir):
     )
     report.write(workdir)
     text = (workdir / 'report.html').read_text()
-    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)"', text)
+    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/webp;base64,([^"]+)"', text)
     assert [caption for caption, _ in pictures] == [
         'no_attention, seed 0, step 100',
         'feat16, seed 0, step 100',
         'real pictures',
     ]
     images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for _, data in pictures]
-    assert [image[9, 9].tolist() for image in images] == [
-        [31, 62, 100],
-        [18, 36, 100],
-        [18, 36, 25],
-    ]
-    assert all(image.shape == (332, page.PICTURE_WIDTH, 3) for image in images)
+    colours = [image[9, 9] for image in images]
+    np.testing.assert_allclose(colours, [[31, 62, 100], [18, 36, 100], [18, 36, 25]], atol=4)
+    assert all(image.shape == (332, PICTURE_WIDTH, 3) for image in images)
 
 
 def test_curves_of_every_variant(workdir):
@@ -345,37 +343,6 @@ def test_what_is_not_a_number_is_in_no_curve(workdir):
         write_rows(run, step, rows)
     report.write(workdir)
     assert 'nan' not in (workdir / 'report.html').read_text().partition('<body>')[2].lower()
-
-
-def test_the_mean_of_curves_goes_as_far_as_all_of_them():
-    curve = curves.Curve('feat16', [[(10, 4.0), (20, 2.0), (30, 1.0)], [(10, 6.0), (20, 4.0)]])
-    assert curve.mean == [(10, 5.0), (20, 3.0)]
-    assert curves.Curve('feat16', []).mean == []
-
-
-@pytest.mark.parametrize(
-    ('values', 'logarithmic', 'labels'),
-    [
-        ((3.0, 47.0), False, ['0', '10', '20', '30', '40', '50']),
-        ((3.0, 47.0), True, ['2', '5', '10', '20', '50']),
-        ((0.31, 0.9), True, ['0.3', '0.4', '0.5', '0.6', '0.7', '0.8', '0.9']),
-        ((5.0, 5.0), False, None),
-        ((1e-3, 1e4), True, ['0.001', '0.01', '0.1', '1', '10', '100', '1000', '10000']),
-        ((0.0, 1.0), True, ['0', '0.2', '0.4', '0.6', '0.8', '1']),
-    ],
-)
-def test_axes(values, logarithmic, labels):
-    points = [(100.0 * (i + 1), value) for i, value in enumerate(values)]
-    svg = curves.chart('a < b', [curves.Curve('x', [points])], logarithmic)
-    root = xml.etree.ElementTree.fromstring(svg)
-    shown = [text for text in root.findall('text') if text.get('text-anchor') == 'end']
-    if labels:
-        assert [text.text for text in shown if text.get('x') == str(curves.LEFT - 6)] == labels
-    (line,) = root.find('g').findall('polyline')
-    for point in line.get('points').split():
-        x, y = map(float, point.split(','))
-        assert curves.LEFT < x <= curves.WIDTH - curves.RIGHT
-        assert curves.TOP <= y <= curves.HEIGHT - curves.BOTTOM
 
 
 def test_markdown_becomes_html():

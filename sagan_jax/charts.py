@@ -1,4 +1,4 @@
-"""Curves of scores over steps, as SVG."""
+"""Curves over steps, as SVG; pages/page.js shows their values under the pointer."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,14 @@ LOGARITHMIC_FROM = 10  # ratio of the largest to the smallest value
 
 
 class Curve(NamedTuple):
-    """The thin lines of single runs, and the thick one of their mean."""
+    """The thin lines of single runs, and the thick one of their mean.
+
+    `style` is its colour's index, and beyond the colours dashed, see `stroke`.
+    """
 
     name: str
     runs: Sequence[Points]
+    style: int
 
     @property
     def mean(self) -> Points:
@@ -33,14 +37,14 @@ class Curve(NamedTuple):
 
 
 def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> str:
-    """An SVG of curves in the colours of `stroke`.
+    """An SVG of curves, of which at least one has a point.
 
     `logarithmic` makes it so where values span more than a decade.
     """
     points = [point for curve in curves for run in curve.runs for point in run]
     low, high = min(y for _, y in points), max(y for _, y in points)
     logarithmic = logarithmic and low > 0 and high / low > LOGARITHMIC_FROM
-    last = max(x for x, _ in points)
+    last = max(x for x, _ in points) or 1
     ticks = _decades(low, high) if logarithmic else _round_numbers(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     bend = math.log if logarithmic else float
@@ -76,17 +80,30 @@ def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> str
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">steps'
         f'{", values on a logarithmic scale" if logarithmic else ""}</text>'
     )
-    for index, curve in enumerate(curves):
-        parts.append(f'<g><title>{escape(curve.name)}</title>')
+    for curve in curves:
+        values = ' '.join(f'{x:g}:{y:.4g}' for x, y in curve.mean)
+        parts.append(f'<g data-values="{values}"><title>{escape(curve.name)}</title>')
         if len(curve.runs) > 1:
-            parts += [polyline(run, stroke(index, 1, 0.45)) for run in curve.runs]
-        parts += [polyline(curve.mean, stroke(index, 2.5)), '</g>']
+            parts += [polyline(run, stroke(curve.style, 1, 0.45)) for run in curve.runs]
+        parts += [polyline(curve.mean, stroke(curve.style, 2.5)), '</g>']
+    parts.append(f'<line class="pointer" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     return ''.join(parts) + '</svg>'
+
+
+def legend(curves: Sequence[Curve]) -> str:
+    """The names of curves, each beside a piece of its line."""
+    return '<ul class="legend">{}</ul>'.format(
+        ''.join(
+            f'<li><svg viewBox="0 0 36 14"><path d="M0 7h36" {stroke(curve.style, 4)}/></svg>'
+            f'{escape(curve.name)}</li>'
+            for curve in curves
+        )
+    )
 
 
 def stroke(index: int, width: float, opacity: float = 1) -> str:
     """How the curve of an index is drawn, as attributes; dashed once the colours are used up."""
-    dash = ' stroke-dasharray="6 4"' if index >= len(COLOURS) else ''
+    dash = ('', ' stroke-dasharray="6 4"', ' stroke-dasharray="2 4"')[min(index // len(COLOURS), 2)]
     return (
         f'fill="none" stroke="{COLOURS[index % len(COLOURS)]}" stroke-width="{width}" '
         f'stroke-opacity="{opacity}" stroke-linejoin="round"{dash}'
