@@ -82,6 +82,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 3  # the newest; the last step is among them
     config.evaluate_every = 0  # scores while training; 0: none
 
+    config.watch = watch = ml_collections.ConfigDict()  # warnings of a collapse
+    watch.max_logit_gap = 50.0  # between the mean logits on real and on fake images
+    watch.max_sigma = 1000.0  # of both networks
+    watch.min_diversity = 1.0  # of samples of one class, in levels of 0 to 255
+    watch.stop = False  # whether a warning ends the run
+
+    config.distributed = distributed = ml_collections.ConfigDict()
+    # Of a run of several processes: 'auto' (SLURM, TPU pods, MPI), or host:port of the first one,
+    # how many there are and which this is. '': this process is all of it.
+    distributed.coordinator = ''
+    distributed.num_processes = 1
+    distributed.process_id = 0
+
     config.evaluation = evaluation = ml_collections.ConfigDict()
     # 'inception', the network of the literature, or 'in_domain', a small classifier of our own
     # that is trained on the data set.

@@ -17,7 +17,8 @@ from sagan_jax.errors import UserError
 from sagan_jax.metrics import features, in_domain, inception
 from sagan_jax.models.architectures import architecture, generator_resolutions
 from sagan_jax.models.attention import SelfAttention
-from sagan_jax.train_step import create_state, create_train_step, replicate
+from sagan_jax.replicas import replicate
+from sagan_jax.train_step import create_state, create_train_step
 
 
 class Timed(NamedTuple):
@@ -202,7 +203,7 @@ def scoring(config: ml_collections.ConfigDict) -> tuple[Callable[[int], None], s
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), shapes)
     draw = sampling.create_draw(config)
     frozen = sampling.create_freeze(config)(create_state(config).generator)
-    stream = features.on_local_devices(
+    stream = features.on_devices(
         lambda variables, asked: network.apply(variables[1], draw(variables[0], asked)),
         settings.batch_size,
     )

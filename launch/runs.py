@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sagan_jax.command_line import duration
+from sagan_jax.console import duration
 from sagan_jax.files import atomic_path
 
 RECORD = 'sweep.json'  # in the sweep's own folder

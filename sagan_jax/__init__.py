@@ -1,1 +1,14 @@
-"""Self-Attention Generative Adversarial Networks (Zhang et al., ICML 2019) in JAX and Flax."""
+"""Self-Attention Generative Adversarial Networks (Zhang et al., ICML 2019) in JAX and Flax.
+
+model = sagan_jax.load('runs/quickstart')
+images = model.sample(classes=['circle'], n=8, seed=0)  # uint8 [8, 32, 32, 3]
+"""
+
+import os
+
+
+def load(workdir: str | os.PathLike, checkpoint: str | int = 'newest'):
+    """The model of a run's checkpoint: 'newest', 'best' or a step; see `sagan_jax.trained`."""
+    from sagan_jax import trained  # JAX is not imported before it is needed
+
+    return trained.load(workdir, checkpoint)

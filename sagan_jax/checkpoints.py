@@ -1,14 +1,11 @@
-"""Checkpoints of a run, and the configuration that they belong to."""
+"""Checkpoints of a run."""
 
 import contextlib
 import json
-import platform
 import shutil
-import subprocess
 import time
 import zlib
-from collections.abc import Iterator
-from importlib import metadata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +13,15 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 
+from sagan_jax import processes, provenance
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
-
-# Keys that say how long, how fast or how talkative a run is, not what it computes.
-FREE_KEYS = (
-    'num_train_steps',
-    'steps_per_call',
-    'log_every',
-    'sample_every',
-    'checkpoint_every',
-    'keep_checkpoints',
-    'evaluate_every',
-    'divergence_restarts',
-    'dataset.data_dir',
-    'dataset.on_device',
-)
-FREE_SECTIONS = ('evaluation.',)
 
 # What Orbax and the formats below it raise when they cannot write.
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
 _PAUSES = (0, 10, 60)  # seconds before the last checkpoint of a run is tried again
 
 _MEND = '; remove it, or choose another step.'
-
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
 class DamagedError(UserError):
@@ -52,17 +31,25 @@ class DamagedError(UserError):
 def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
     """Orbax's manager of a folder of checkpoints: asynchronous, each step whole or not there.
 
-    A checkpoint is `state`, the arrays, and `checks`, by which damage is noticed.
+    Of several processes only the first one has it. A checkpoint is `state`, the arrays, and
+    `checks`, by which damage is noticed.
 
     Args:
       folder: a run's `checkpoints/` or `best/`.
       keep: how many of the newest checkpoints stay; None for one who only reads.
     """
+    if keep:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_remains(folder)  # Orbax's own clean-up, should it fail once, fails each later save
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
-        create=keep is not None,
-        cleanup_tmp_directories=keep is not None,
+        create=False,
         save_root_metadata=False,  # it would be read on opening, where a damaged one is fatal
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            active_processes={0}, barrier_sync_key_prefix='first'
+        )
+        if jax.process_count() > 1
+        else ocp.options.MultiprocessingOptions(),
     )
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -135,26 +122,62 @@ def _give_up(manager: ocp.CheckpointManager, error: Exception) -> None:
     """Tells of a save that failed, and forgets it: its remains would fill the disk further."""
     reason = ' '.join(str(error).split())
     print(f'warning        a checkpoint cannot be written, to be tried again: {reason:.300}')
-    for remains in manager.directory.glob('*.orbax-checkpoint-tmp'):
-        shutil.rmtree(remains, ignore_errors=True)
+    _remove_remains(manager.directory)
     with contextlib.suppress(OSError):
         manager.directory.mkdir(parents=True, exist_ok=True)
         manager.reload()
 
 
-def restore_newest(manager: ocp.CheckpointManager, like: Any) -> Any | None:
+def _remove_remains(folder: Path) -> None:
+    """Removes the halves of checkpoints that a killed process or a failed save has left."""
+    for remains in folder.glob('*.orbax-checkpoint-tmp'):
+        shutil.rmtree(remains, ignore_errors=True)
+
+
+def restore_newest(manager: ocp.CheckpointManager | None, like: Any) -> Any | None:
     """The newest checkpoint that is whole, see `restore`; None if there is none at all.
 
     Damaged ones are passed over with a warning and put aside, out of the way of new ones, beside
-    the manager's folder.
+    the manager's folder. Of several processes all call it, and all get it.
 
     Raises:
       UserError: if all are damaged, or the newest holds something else than `like`.
     """
+    return _everywhere(lambda: _restore_newest(manager, like), like)
+
+
+def restore(manager: ocp.CheckpointManager | None, like: Any, step: int) -> Any:
+    """The checkpoint of a step as host arrays in the structure of `like`, in all processes.
+
+    Raises:
+      UserError: if it cannot be read, what is read is not what was saved, or it holds something
+        else than `like`.
+    """
+    return _everywhere(lambda: _restore(manager, like, step), like)
+
+
+def _everywhere(read: Callable[[], Any | None], like: Any) -> Any | None:
+    """What `read` finds in the first process; None everywhere if it finds nothing."""
+    state = _blank(like)
+
+    def find():
+        nonlocal state
+        found = read()
+        state = state if found is None else found
+        return found is not None
+
+    return processes.from_first(state) if processes.on_first(find) else None
+
+
+def _blank(like: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+
+
+def _restore_newest(manager: ocp.CheckpointManager, like: Any) -> Any | None:
     damaged = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            state = restore(manager, like, step)
+            state = _restore(manager, like, step)
         except DamagedError as error:
             print(f'warning        {error}')
             damaged.append(step)
@@ -174,15 +197,9 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any) -> Any | None:
     return None
 
 
-def restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
-    """The checkpoint of a step as host arrays in the structure of `like`.
-
-    Raises:
-      DamagedError: if it cannot be read, or what is read is not what was saved.
-      UserError: if it holds something else than `like`.
-    """
+def _restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
+    """`restore`, of which DamagedError is the first two mistakes."""
     path = manager.directory / str(step)
-    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
 
     def read(**item):
         try:
@@ -204,7 +221,7 @@ def restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
             f'The checkpoint {path} does not hold the generator and the discriminator of this '
             'configuration: remove it, or choose another step or --workdir.'
         )
-    state = read(state=ocp.args.StandardRestore(template))['state']
+    state = read(state=ocp.args.StandardRestore(_blank(like)))['state']
     for name, leaf in named_leaves(state).items():
         if zlib.crc32(np.ascontiguousarray(leaf)) != saved[name][1]:
             raise DamagedError(
@@ -236,79 +253,31 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def choose(
     config: ml_collections.ConfigDict, workdir: Path, which: str | int
-) -> tuple[ocp.CheckpointManager, list[int]]:
+) -> tuple[ocp.CheckpointManager | None, list[int]]:
     """A manager to read with, and the steps that `which` means: 'newest', 'best', 'all' or one.
 
     Raises UserError when there are none, or they belong to another configuration.
     """
     folder = workdir / ('best' if which == 'best' else 'checkpoints')
-    if not any(path.name.isdigit() for path in folder.glob('*')):
-        raise UserError(f'There is no checkpoint in {folder}: train first, or check --workdir.')
-    check_configuration(workdir, config)
-    manager = open_manager(folder)
-    steps = sorted(manager.all_steps())
-    if which == 'all':
-        return manager, steps
-    if which in ('newest', 'best'):
-        return manager, steps[-1:]
-    if str(which) in map(str, steps):
-        return manager, [int(which)]
-    raise UserError(
-        f'There is no checkpoint {which} in {folder}: choose newest, best, all or one of '
-        f'{", ".join(map(str, steps))}.'
-    )
+    manager = None
 
-
-def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses to go on with the checkpoints of another configuration.
-
-    Raises:
-      UserError: naming the keys that differ, other than `FREE_KEYS` and those of `FREE_SECTIONS`.
-    """
-    path = workdir / 'config.json'
-    if not any(entry.name.isdigit() for entry in (workdir / 'checkpoints').glob('*')):
-        return
-    try:
-        before = flatten_dict(json.loads(path.read_text())['config'], sep='.')
-    except (OSError, ValueError, KeyError) as error:
+    def find():
+        nonlocal manager
+        if not any(path.name.isdigit() for path in folder.glob('*')):
+            raise UserError(f'There is no checkpoint in {folder}: train first, or check --workdir.')
+        provenance.check_configuration(workdir, config)
+        manager = open_manager(folder)
+        steps = sorted(manager.all_steps())
+        if which == 'all':
+            return steps
+        if which in ('newest', 'best'):
+            return steps[-1:]
+        if str(which) in map(str, steps):
+            return [int(which)]
         raise UserError(
-            f'{workdir} holds checkpoints, but {path} cannot be read: choose another --workdir.'
-        ) from error
-    now = flatten_dict(json.loads(config.to_json()), sep='.')
-    different = [
-        f'{key} ({before.get(key, "missing")} there, {now.get(key, "missing")} here)'
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key, '') != now.get(key, '') and not _is_free(key)
-    ]
-    if different:
-        raise UserError(
-            f'The checkpoints in {workdir} belong to another configuration, '
-            f'{", ".join(different)}: choose another --workdir or the same configuration.'
+            f'There is no checkpoint {which} in {folder}: choose newest, best, all or one of '
+            f'{", ".join(map(str, steps))}.'
         )
 
-
-def _is_free(key: str) -> bool:
-    return key in FREE_KEYS or key.startswith(FREE_SECTIONS)
-
-
-def write_configuration(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Writes `config.json`: the resolved configuration, the versions and the git commit."""
-    record = {
-        'config': json.loads(config.to_json()),
-        'versions': {name: metadata.version(name) for name in _PACKAGES}
-        | {'python': platform.python_version()},
-        'commit': _git_commit(),
-    }
-    with atomic_path(workdir / 'config.json') as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + '\n')
-
-
-def _git_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` if it was changed since; None outside git."""
-    command = ['git', 'describe', '--always', '--abbrev=40', '--dirty', '--exclude=*']
-    try:
-        return subprocess.check_output(
-            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    steps = processes.on_first(find)
+    return manager, steps

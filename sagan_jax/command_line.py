@@ -1,4 +1,4 @@
-"""What the programs' command lines share: a configuration, mistakes told in one sentence, times."""
+"""What the programs' command lines share: a configuration, mistakes told in one sentence."""
 
 import logging
 import sys
@@ -57,16 +57,6 @@ def _quieten_failed_writes() -> None:
             in_thread(args)
 
     sys.unraisablehook, threading.excepthook = report_unraisable, report_in_thread
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: '6 min 26 s', '3 h 05 min', '2 d 4 h'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f'{days} d {hours} h'
-    return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'
 
 
 def _parse(argv: list[str], config: flags.FlagHolder) -> list[str]:

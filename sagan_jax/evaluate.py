@@ -13,13 +13,13 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from sagan_jax import checkpoints, data, references
+from sagan_jax import checkpoints, data, processes, ranges, references
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
 from sagan_jax.interruption import Interrupted
 from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score, compare
-from sagan_jax.metrics.features import FeatureNetwork, on_local_devices
+from sagan_jax.metrics.features import FeatureNetwork, on_devices
 from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
 from sagan_jax.models import Variables
 from sagan_jax.sampling import create_draw, create_freeze
@@ -62,11 +62,12 @@ def evaluate(
         print(f'checkpoint     step {step:,}')
         state = checkpoints.restore(manager, like, step)
         rows = score(step, state.generator | {'params': state.ema_params})
-        path = write(workdir, step, rows)
         print('\n'.join(f'  {describe(row)}' for row in rows))
-        print(f'written        {path}')
+        if processes.is_first():
+            print(f'written        {write(workdir, step, rows)}')
         results[step] = rows
-    manager.close()
+    if manager:
+        manager.close()
     return results
 
 
@@ -80,7 +81,7 @@ def create_evaluator(
 ) -> Callable[[int, Variables], list[Row]]:
     """Builds `score(step, variables) -> rows`, with all that does not depend on a checkpoint.
 
-    Images are drawn and their features taken in one program over all local devices, and only
+    Images are drawn and their features taken in one program over all devices, and only
     features come back. Image i depends on the configuration's seed and i alone: neither the number
     of devices nor `evaluation.batch_size` changes a score by more than rounding.
 
@@ -105,6 +106,7 @@ def create_evaluator(
     _check_pictures(source, settings.splits, pair_samples)
     trained = source if settings.split == 'train' else data.load(config.dataset, 'train')
     networks = references.load_networks(config, trained)
+    processes.check_alike({'data': source.name, 'networks': networks.sha256})
     real = references.real_statistics(
         source, networks, settings.splits, pair_samples, settings.batch_size
     )
@@ -122,12 +124,13 @@ def create_evaluator(
     def draw_and_describe(variables, asked):
         return networks.apply(variables['networks'], draw(variables['generator'], asked))
 
-    stream = on_local_devices(draw_and_describe, settings.batch_size)
+    stream = on_devices(draw_and_describe, settings.batch_size, processes.all_devices())
 
     def fakes(frozen, first, labels, title, leave=True) -> Iterator[dict[str, np.ndarray]]:
         asked = np.stack([np.arange(first, first + len(labels)), labels], 1).astype(np.int32)
         variables = {'generator': frozen, 'networks': networks.variables}
-        bar = tqdm(desc=title, total=len(labels), unit='img', leave=leave, disable=not progress)
+        hidden = not (progress and processes.is_first())
+        bar = tqdm(desc=title, total=len(labels), unit='img', leave=leave, disable=hidden)
         with bar:
             for part in stream(variables, [asked]):
                 yield part
@@ -194,8 +197,8 @@ def write(workdir: Path, step: int, rows: list[Row]) -> Path:
     What stands there of other protocols stays; what has the same protocol is replaced.
     """
     path = workdir / 'evaluation' / f'{step:06d}.json'
-    fresh = [_protocol(row) for row in rows]
-    kept = [row for row in read(workdir, step) if _protocol(row) not in fresh]
+    fresh = [protocol(row) for row in rows]
+    kept = [row for row in read(workdir, step) if protocol(row) not in fresh]
     lines = ',\n'.join(json.dumps(row, ensure_ascii=False) for row in (*kept, *rows))
     with atomic_path(path) as temporary:
         temporary.write_text(f'[\n{lines}\n]\n')
@@ -203,9 +206,16 @@ def write(workdir: Path, step: int, rows: list[Row]) -> Path:
 
 
 def read(workdir: Path, step: int) -> list[Row]:
-    """The scores of a step; none if it was not evaluated."""
+    """The scores of a step; none if it was not evaluated.
+
+    Raises:
+      UserError: if they cannot be read.
+    """
     path = workdir / 'evaluation' / f'{step:06d}.json'
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return json.loads(path.read_text()) if path.exists() else []
+    except ValueError as error:
+        raise UserError(f'The scores {path} cannot be read: remove the file.') from error
 
 
 def is_best(
@@ -282,13 +292,15 @@ def _row(
     }
 
 
-def _protocol(row: Row) -> Row:
+def protocol(row: Row) -> Row:
+    """How a score was measured, without what came out."""
     results = ('value', 'real_value', 'std', 'per_class', 'versions')
     return {key: value for key, value in row.items() if key not in results}
 
 
 def _check(config, num_samples: int, pair_samples: int, intra_fid_samples: int) -> None:
     """Refuses what could only fail after the images were drawn."""
+    ranges.check(config)
     settings = config.evaluation
     least = max(settings.splits, 2)
     if num_samples < least:
@@ -296,8 +308,6 @@ def _check(config, num_samples: int, pair_samples: int, intra_fid_samples: int) 
             f'{num_samples} generated images are too few for {settings.splits} splits of the '
             f'Inception Score: take {least} or more.'
         )
-    if settings.splits < 1 or settings.batch_size < 1:
-        raise UserError('evaluation.splits and evaluation.batch_size should be 1 or more.')
     if settings.split not in ('train', 'test'):
         raise UserError(f'evaluation.split={settings.split!r} should be train or test.')
     if settings.best not in ('fid', 'is'):

@@ -113,6 +113,28 @@ def curves_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], ylabel: s
     return figure
 
 
+def neighbours_figure(images: np.ndarray, neighbours: np.ndarray, distances: np.ndarray) -> Figure:
+    """Each image, and on its right what is nearest to it, under its distance: a row for each.
+
+    Args:
+      images: uint8 [R, S, S, 3].
+      neighbours: uint8 [R, K, S, S, 3].
+      distances: float [R, K].
+    """
+    rows, count = distances.shape
+    figure = Figure(figsize=(1.2 * (count + 1), 1.4 * rows), layout='constrained')
+    axes = figure.subplots(rows, count + 1, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, image, near, how_near in zip(axes, images, neighbours, distances, strict=True):
+        row[0].imshow(image)
+        row[0].set_title('sample', fontsize=8)
+        for axis, picture, distance in zip(row[1:], near, how_near, strict=True):
+            axis.imshow(picture)
+            axis.set_title(f'{distance:.3g}', fontsize=8)
+    return figure
+
+
 def save_figure(path: str | os.PathLike, figure: Figure) -> None:
     """Writes a figure in the format of the path's suffix, .png or .pdf, atomically."""
     with atomic_path(path) as temporary:

@@ -1,7 +1,7 @@
 """Writing files so that a reader never meets half of one."""
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,20 +16,18 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(
-        dir=path.parent, prefix='.', suffix=f'.partial{path.suffix}'
-    )
-    os.close(descriptor)
-    temporary = Path(name)
+    # The writer makes the file, with the permissions of any other: to ask for the umask that
+    # `tempfile` ignores is to change it for a moment, and so not for threads.
+    temporary = path.with_name(f'.{uuid.uuid4().hex}.partial{path.suffix}')
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def remove_partial(*folders: Path) -> None:
+    """Removes what `atomic_path` leaves in folders when its process is killed."""
+    for folder in folders:
+        for path in folder.glob('.*.partial*'):
+            path.unlink()

@@ -142,18 +142,7 @@ def _attention(save, name: str, images, maps: dict[int, jax.Array], points) -> N
 def _labels(config, source: data.Source, classes: Sequence[str]) -> np.ndarray:
     if not classes:
         return sampling.grid_labels(config, COLUMNS, 1)
-    found = []
-    for name in classes:
-        number = int(name) if name.isdecimal() else -1
-        if name in source.class_names:
-            number = source.class_names.index(name)
-        if not 0 <= number < max(config.dataset.num_classes, 1):
-            raise UserError(
-                f'There is no class {name!r}: give names such as {source.class_names[0]} or '
-                f'numbers below {max(config.dataset.num_classes, 1)}.'
-            )
-        found.append(number)
-    return np.array(found, np.int32)
+    return sampling.class_numbers(classes, source.class_names)
 
 
 def _real_pictures(source: data.Source, seed: int, labels: np.ndarray):

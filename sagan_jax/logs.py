@@ -13,6 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
 
 
@@ -81,11 +82,12 @@ class RunLog:
 
 @contextlib.contextmanager
 def tolerating_errors(what: str) -> Iterator[None]:
-    """A full disk costs pictures and curves, but not the run."""
+    """A full disk or a folder that vanishes costs pictures and curves, but not the run."""
     try:
         yield
-    except OSError as error:
-        print(f'warning        {what} cannot be written ({error.strerror}), training goes on')
+    except (OSError, UserError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        print(f'warning        {what} cannot be written ({reason}), training goes on')
 
 
 def _step(line: str) -> float:

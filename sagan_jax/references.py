@@ -17,12 +17,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from sagan_jax import data
+from sagan_jax import data, processes
 from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
 from sagan_jax.metrics import in_domain, inception, scores
-from sagan_jax.metrics.features import Collected, FeatureNetwork, collect, on_local_devices
+from sagan_jax.metrics.features import Collected, FeatureNetwork, collect, on_devices
 
 TESTED = 10_000  # pictures, at most, that the classifier's accuracy is taken from
 
@@ -38,6 +38,10 @@ class Networks(NamedTuple):
     def variables(self) -> dict:
         classifier = self.classifier.variables if self.classifier else {}
         return {'features': self.features.variables, 'classifier': classifier}
+
+    @property
+    def sha256(self) -> list[str]:
+        return [network.sha256 for network in (self.features, self.classifier) if network]
 
     def apply(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
         """Images [N, S, S, 3], uint8 or float from 0 to 255 → one row for each.
@@ -99,8 +103,8 @@ def real_statistics(
 ) -> Statistics:
     """Statistics of a whole split of real pictures, of which `keep` features stay whole.
 
-    Computed over all local devices, or read from the file that an earlier call left. Raises
-    UserError for fewer pictures than `splits`, and for a file of other statistics.
+    Computed over all devices, or read from the file that an earlier call left. Raises UserError
+    for fewer pictures than `splits`, and for a file of other statistics.
     """
     record = _record(source, networks) | {'splits': splits, 'keep': min(keep, len(source))}
 
@@ -130,7 +134,7 @@ def real_features(
     """Features float32 [N, d] and labels int32 [N] of a whole split, cached likewise."""
 
     def compute():
-        stream = on_local_devices(networks.features.apply, batch_size)
+        stream = on_devices(networks.features.apply, batch_size, processes.all_devices())
         labels, layer = [], networks.features.layer
         images = _noting(data.once(source, batch_size), labels)
         parts = _progress(stream(networks.features.variables, images), len(source), layer)
@@ -171,7 +175,8 @@ def gather(
 
 
 def _gather_real(source, networks, splits, keep, batch_size) -> Statistics:
-    stream, labels, total = on_local_devices(networks.apply, batch_size), [], len(source)
+    stream = on_devices(networks.apply, batch_size, processes.all_devices())
+    labels, total = [], len(source)
     images = _noting(data.once(source, batch_size), labels)
     parts = _progress(stream(networks.variables, images), total, 'features')
     return gather(parts, lambda: np.concatenate(labels), total, splits, keep)
@@ -184,8 +189,12 @@ def _noting(batches, labels: list) -> Iterator[np.ndarray]:
         yield images
 
 
+def _bar(*args, **kwargs) -> tqdm:
+    return tqdm(*args, **kwargs, disable=not processes.is_first())
+
+
 def _progress(parts, total: int, layer: str):
-    with tqdm(desc='real pictures', total=total, unit='img') as bar:
+    with _bar(desc='real pictures', total=total, unit='img') as bar:
         for part in parts:
             yield part
             bar.update(len(part[layer]))
@@ -204,7 +213,7 @@ def _classifier(config, source: data.Source) -> FeatureNetwork:
     def compute():
         batch_size, steps = in_domain.BATCH_SIZE, in_domain.STEPS
         batches = data.batches(source, in_domain.SEED, batch_size, stop=steps)
-        bar = tqdm(batches, desc='in-domain classifier', total=steps, unit='step')
+        bar = _bar(batches, desc='in-domain classifier', total=steps, unit='step')
         variables = in_domain.fit(bar, classes)
         try:
             tested = data.load(config.dataset, 'test')
@@ -244,23 +253,32 @@ def _cached(
     text = json.dumps(record, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = folder / 'sagan_jax' / f'{kind}_{key}.npz'
-    if path.exists():
-        try:
-            with np.load(path) as archive:
-                stored = dict(archive)
-            found = json.loads(str(stored.pop('record')))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            print(f'{path} cannot be read and is made again')
-        else:
-            _check_record(path, found, record)
-            return stored
+    stored = _stored(path, record)
+    if not processes.vote(stored is None)():
+        return stored
+    # Some process has no such file: all compute, as they must together, and each keeps its own.
     arrays = {name: np.asarray(value) for name, value in compute().items()}
+    arrays = processes.from_first(arrays)
     try:
         with atomic_path(path) as temporary:
             np.savez(temporary, record=text, **arrays)
     except OSError as error:
         print(f'{path} cannot be written ({error.strerror or error}), so it is not kept')
     return arrays
+
+
+def _stored(path: Path, record: dict) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as archive:
+            stored = dict(archive)
+        found = json.loads(str(stored.pop('record')))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        print(f'{path} cannot be read and is made again')
+        return None
+    _check_record(path, found, record)
+    return stored
 
 
 def _check_record(path: Path, found: dict, wanted: dict) -> None:

@@ -1,15 +1,21 @@
 """A trained generator, frozen, and the images it draws."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import traverse_util
 
 from sagan_jax import models, spectral_norm
+from sagan_jax.errors import UserError
 from sagan_jax.models import Variables
 from sagan_jax.streams import Stream, draw_noise, stream_key
+
+GRID_ROWS, GRID_COLUMNS = 10, 10  # of a run's sample grids: a row a class
 
 
 def create_freeze(config: ml_collections.ConfigDict) -> Callable[[Variables], Variables]:
@@ -81,14 +87,73 @@ def create_draw(
     without `evaluation.round_to_uint8`, the generator's floats.
     """
     generator, _ = models.create(config)
+    z_dim = config.model.z_dim
 
     def draw(frozen, asked):
-        keys = jax.vmap(lambda i: stream_key(config.seed, Stream.EVALUATION_NOISE, i))(asked[:, 0])
-        z = jax.vmap(lambda key: jax.random.normal(key, (config.model.z_dim,)))(keys)
+        z = numbered_noise(config.seed, Stream.EVALUATION_NOISE, asked[:, 0], z_dim)
         images, _ = generator.apply(frozen, z, asked[:, 1], train=False)
         return levels(images) if config.evaluation.round_to_uint8 else (images + 1) * 127.5
 
     return draw
+
+
+@partial(jax.jit, static_argnames=('stream', 'z_dim'))
+def numbered_noise(
+    seed: int | jax.Array,
+    stream: Stream,
+    numbers: jax.Array,
+    z_dim: int,
+    truncation: float | jax.Array | None = None,
+) -> jax.Array:
+    """z of images that have numbers: float32 [n, z_dim], each a function of its own number alone.
+
+    Args:
+      seed, stream: see `streams`.
+      numbers: int32 [n].
+      z_dim: numbers in each z.
+      truncation: a threshold t: standard normal numbers beyond ±t are drawn again until they are
+        within (the truncation trick of BigGAN, Brock et al. 2019, section 3.1), and none is
+        rescaled. None for all of the normal distribution.
+    """
+
+    def z(number):
+        key = stream_key(seed, stream, number)
+        if truncation is None:
+            return jax.random.normal(key, (z_dim,))
+        return jax.random.truncated_normal(key, -truncation, truncation, (z_dim,))
+
+    return jax.vmap(z)(numbers)
+
+
+def great_circles(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
+    """Ways from each z to another: float32 [n, z_dim] twice → [n, steps, z_dim].
+
+    Along the great circle between them (White 2016, 'Sampling Generative Networks'), since on the
+    straight line z becomes shorter than any that a generator is trained on.
+    """
+    cosine = (start * end).sum(1) / np.linalg.norm(start, axis=1) / np.linalg.norm(end, axis=1)
+    angle = np.arccos(np.clip(cosine, -1, 1))[:, None, None]  # [n, 1, 1]
+    t = np.linspace(0, 1, steps)[:, None]  # [steps, 1]
+    path = np.sin((1 - t) * angle) * start[:, None] + np.sin(t * angle) * end[:, None]
+    return (path / np.sin(angle)).astype(np.float32)
+
+
+def mix_classes(
+    config: ml_collections.ConfigDict, frozen: Variables, mixtures: np.ndarray
+) -> tuple[models.Network, Variables]:
+    """A generator, and what it is frozen to, whose classes are mixtures of the given one's.
+
+    `mixtures` is float32 [k, classes], the share of each class in each new one. The gains and
+    biases of conditional batch norm are mixed linearly (Dumoulin et al. 2017).
+    """
+    flat = traverse_util.flatten_dict(frozen['params'])
+    for path, table in flat.items():
+        if path[-1] in ('scale', 'bias') and table.ndim == 2:  # [classes, C]
+            flat[path] = mixtures @ table
+    mixed_config = config.copy_and_resolve_references()
+    mixed_config.dataset.num_classes = len(mixtures)
+    generator, _ = models.create(mixed_config)
+    return generator, frozen | {'params': traverse_util.unflatten_dict(flat)}
 
 
 def levels(images: jax.Array) -> jax.Array:
@@ -100,6 +165,27 @@ def fixed_noise(config: ml_collections.ConfigDict, labels: np.ndarray) -> jax.Ar
     """The noise of a run's sample grids, float32 [N, z_dim]: the same at every step."""
     key = stream_key(config.seed, Stream.SAMPLING)
     return jax.random.normal(key, (len(labels), config.model.z_dim))
+
+
+def class_numbers(classes: Sequence[str | int], class_names: Sequence[str]) -> np.ndarray:
+    """Classes by name or by number as labels, int32 [k]; a name goes before a number.
+
+    Raises:
+      UserError: for a class that does not exist, with names that are close to what was given.
+    """
+    found = []
+    for given in map(str, classes):
+        number = int(given) if given.isdecimal() else -1
+        if given in class_names:
+            number = class_names.index(given)
+        if not 0 <= number < len(class_names):
+            close = difflib.get_close_matches(given, class_names) or class_names[:1]
+            raise UserError(
+                f'There is no class {given!r}: give names such as {", ".join(close)} or numbers '
+                f'below {len(class_names)}.'
+            )
+        found.append(number)
+    return np.array(found, np.int32)
 
 
 def grid_labels(config: ml_collections.ConfigDict, rows: int, columns: int) -> np.ndarray:

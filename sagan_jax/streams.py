@@ -18,6 +18,7 @@ class Stream(enum.IntEnum):
     STANDING_STATISTICS = 6  # noise over which a frozen generator's batch statistics are taken
     EVALUATION_NOISE = 7  # z of the images that are scored, a step for each image
     EVALUATION_LABELS = 8
+    NUMBERED_NOISE = 9  # z of the images that a trained model is asked for, a step for each
 
 
 _RESTART = 1000  # between the numbers of a stream before and after a restart

@@ -1,7 +1,9 @@
 """The training loop: from a configuration and a folder to a trained SAGAN."""
 
 import collections
+import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -11,15 +13,28 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from sagan_jax import checkpoints, data, evaluate, figures, models, sampling
-from sagan_jax.command_line import duration
+from sagan_jax import (
+    checkpoints,
+    console,
+    data,
+    evaluate,
+    figures,
+    models,
+    processes,
+    provenance,
+    ranges,
+    report,
+    sampling,
+    watch,
+)
 from sagan_jax.errors import UserError
+from sagan_jax.files import remove_partial
 from sagan_jax.interruption import Interrupted, collected
 from sagan_jax.logs import RunLog, tolerating_errors
-from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
-
-GRID_ROWS, GRID_COLUMNS = 10, 10  # of the sample grids: a row a class
+from sagan_jax.replicas import create_checksums, replicate, single_copy
+from sagan_jax.train_step import create_state, create_train_step, local_rows
 
 
 class DivergedError(UserError):
@@ -29,7 +44,8 @@ class DivergedError(UserError):
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
     """Trains until `config.num_train_steps`, from the newest checkpoint in `workdir` if any.
 
-    Leaves in `workdir`: config.json, metrics.jsonl, tensorboard/, samples/ and checkpoints/.
+    Leaves in `workdir`: config.json, metrics.jsonl, tensorboard/, samples/, checkpoints/ and
+    report.html.
 
     Asked to end by a signal, it finishes its step, saves it and ends with SystemExit, whose status
     is 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C. A second one ends it at once.
@@ -55,26 +71,41 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
 def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> None:
     """`train`, after so many restarts in this process."""
+    first = processes.is_first()  # which alone touches the workdir
+
     # ---- Refuse early what cannot work. --------------------------------------------------------
+    ranges.check(config)
     _check_schedule(config)
+    _check_alike(config)
     train_step = create_train_step(config)  # compiled on its first call
-    _check_writable(workdir)
-    checkpoints.check_configuration(workdir, config)
+    processes.on_first(lambda: _check_workdir(workdir, config))
 
     # ---- Data. ---------------------------------------------------------------------------------
     source = data.load(config.dataset, 'train')
-    summary = data.summary(source, config.seed, per_class=GRID_COLUMNS)
+    pictures = {
+        'name': source.name,
+        'count': len(source),
+        'class_names': list(source.class_names),
+        'sha256_of_some': data.fingerprint(source),
+    }
+    processes.check_alike(pictures)
+    processes.on_first(lambda: provenance.check_data(workdir, pictures))
+    summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     stream = data.batches
     if config.dataset.on_device:
         train_step = create_train_step(config, pictures=data.everything(source))
-        stream = data.row_batches
+        stream = data.index_batches
 
     # ---- State: the newest checkpoint, or a new beginning. -------------------------------------
-    workdir.mkdir(parents=True, exist_ok=True)
     state = create_state(config)
     _describe(config, source, summary, state)
-    manager = checkpoints.open_manager(workdir / 'checkpoints', config.keep_checkpoints)
-    managers = [manager]
+    manager = best = None
+    if first:
+        workdir.mkdir(parents=True, exist_ok=True)
+        remove_partial(workdir, workdir / 'samples', workdir / 'evaluation')
+        manager = checkpoints.open_manager(workdir / 'checkpoints', config.keep_checkpoints)
+        best = checkpoints.open_manager(workdir / 'best', keep=1) if config.evaluate_every else None
+    managers = [each for each in (manager, best) if each]
     restored = checkpoints.restore_newest(manager, state)
     state = state if restored is None else restored
     state = replicate(state._replace(restarts=np.int32(state.restarts + restarts)))
@@ -84,13 +115,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
             f'The newest checkpoint is of step {step}, which is not a multiple of '
             f'steps_per_call={config.steps_per_call}: choose one that divides it.'
         )
-    try:
-        checkpoints.write_configuration(workdir, config)
-    except OSError as error:
-        raise UserError(
-            f'The workdir {workdir} cannot be written ({error.strerror}): make room, or choose '
-            'another --workdir.'
-        ) from error
+    processes.on_first(lambda: _write_configuration(workdir, config, pictures))
     if restored is None:
         print(f'run            starts afresh in {workdir}, {config.num_train_steps:,} steps')
     else:
@@ -98,48 +123,68 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
     if step >= config.num_train_steps:
         print(f'               {step:,} of {config.num_train_steps:,} steps are done already')
 
+    checksums = create_checksums()
+
     def state_on_host():
-        """A copy to be kept; raises DivergedError if it holds anything that is not finite."""
+        """A copy to be kept; raises what is wrong with it. For all processes to call together."""
         copy = jax.tree.map(np.array, single_copy(state))
-        _check_finite(step, checkpoints.named_leaves(copy), manager.latest_step())
+        leaves = checkpoints.named_leaves(copy)
+        _check_replicas(step, list(leaves), checksums(state), manager)
+        _check_finite(step, leaves, manager)
         return copy
 
     # ---- Pictures. -----------------------------------------------------------------------------
     freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
-    labels = sampling.grid_labels(config, GRID_ROWS, GRID_COLUMNS)
+    labels = sampling.grid_labels(config, sampling.GRID_ROWS, sampling.GRID_COLUMNS)
     noise = sampling.fixed_noise(config, labels)
 
-    @tolerating_errors('the samples')
-    def save_samples(log):
+    def save_samples(log) -> float:
+        """Draws the sample grid, of which it returns the diversity."""
         generator, ema_params = single_copy((state.generator, state.ema_params))
         images = sample(freeze(generator | {'params': ema_params}), noise, labels)
-        grid = figures.image_grid(images, GRID_COLUMNS)
-        figures.save_png(workdir / 'samples' / f'{step:06d}.png', grid)
-        log.image(step, 'samples', grid)
+        if first:
+            grid = figures.image_grid(images, sampling.GRID_COLUMNS)
+            with tolerating_errors('the samples'):
+                figures.save_png(workdir / 'samples' / f'{step:06d}.png', grid)
+            log.image(step, 'samples', grid)
+        return watch.diversity(images, sampling.GRID_COLUMNS)
+
+    def save_report() -> None:
+        if first:
+            with tolerating_errors('report.html'):
+                report.write(workdir)
 
     # ---- Scores. -------------------------------------------------------------------------------
     if config.evaluate_every:
         score = evaluate.create_evaluator(
-            config, config.evaluation.training_samples, progress=False, stop=lambda: signals
+            config,
+            config.evaluation.training_samples,
+            progress=False,
+            stop=lambda: processes.vote(bool(signals))(),
         )
-        best = checkpoints.open_manager(workdir / 'best', keep=1)
-        managers.append(best)
 
-    def save_scores(log):
+    def save_scores(log) -> bool:
+        """False if a signal came first; on resuming it is made up for."""
         generator, ema_params = single_copy((state.generator, state.ema_params))
         try:
             rows = score(step, generator | {'params': ema_params})
         except Interrupted:
-            return  # on resuming it is made up for
-        is_best = evaluate.is_best(config, workdir, rows, best.latest_step())
-        with tolerating_errors('the scores'):
-            evaluate.write(workdir, step, rows)
-        values = {row['name']: row['value'] for row in rows}
-        log.scalars(step, values)
-        line = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
-        print(f'scores         {line}{"  (best)" if is_best else ""}')
+            return False
+        is_best = processes.on_first(
+            lambda: evaluate.is_best(config, workdir, rows, best.latest_step())
+        )
+        if first:
+            with tolerating_errors('the scores'):
+                evaluate.write(workdir, step, rows)
+            values = {row['name']: row['value'] for row in rows}
+            log.scalars(step, values)
+            line = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+            print(f'scores         {line}{"  (best)" if is_best else ""}')
         if is_best:
-            checkpoints.save(best, step, state_on_host())
+            copy = state_on_host()
+            if first:
+                checkpoints.save(best, step, copy)
+        return True
 
     # ---- The loop. -----------------------------------------------------------------------------
     images_per_step = config.batch_size * config.discriminator_steps
@@ -149,6 +194,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
         images_per_step * config.steps_per_call,
         start=step // config.steps_per_call,
         stop=config.num_train_steps // config.steps_per_call,
+        rows=local_rows(config),
     )
 
     def due(every):
@@ -157,19 +203,26 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
     def scores_due():
         return config.evaluate_every and due(config.evaluate_every)
 
-    unsaved = False
-    with checkpoints.closing(managers), RunLog(workdir, step) as log, collected() as signals:
+    poll, asked_to_end = processes.create_poll(), False
+    unsaved, warned = False, {}
+    log_of_first = RunLog(workdir, step) if first else contextlib.nullcontext()
+    with checkpoints.closing(managers), log_of_first as log, collected() as signals:
         if step == 0:
-            with tolerating_errors('the real pictures'):
-                _save_reals(workdir, summary, labels)
+            if first:
+                with tolerating_errors('the real pictures'):
+                    _save_reals(workdir, summary, labels)
             save_samples(log)
-        elif scores_due() and not evaluate.read(workdir, step):  # a signal came first
-            save_scores(log)
+            save_report()
+        elif scores_due() and processes.on_first(lambda: not evaluate.read(workdir, step)):
+            asked_to_end = not save_scores(log)
         in_flight = collections.deque()
         last_log, compiling_since = (step, time.monotonic()), time.monotonic()
         for batch in batches:
+            if asked_to_end:
+                break
             state, metrics = train_step(state, *batch)
             step += config.steps_per_call
+            asked_to_end = poll(bool(signals))
             # Two calls in flight keep the devices busy; more would only fill their memory.
             in_flight.append(metrics)
             if len(in_flight) > 2:
@@ -181,38 +234,54 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
                 print(f'first step     after {seconds:.0f} s of compilation')
                 last_log, compiling_since = (step, time.monotonic()), None
 
-            if due(config.log_every) or due(config.checkpoint_every) or scores_due():
-                values = {name: float(value[-1]) for name, value in metrics.items()}
-                _check_finite(step, values, manager.latest_step())
-            if due(config.log_every):
-                last_log = _log_line(config, log, step, values, last_log, images_per_step)
+            told = due(config.log_every) or due(config.sample_every)
+            if told or due(config.checkpoint_every) or scores_due():
+                values = {name: float(np.asarray(value)[-1]) for name, value in metrics.items()}
+                _check_finite(step, values, manager)
             if due(config.sample_every):
-                save_samples(log)
-            if scores_due():
+                values['sample_diversity'] = save_samples(log)
+            if told:
+                warned = _warn(config, step, values, warned)
+            if due(config.log_every):
+                now = time.monotonic()
+                if step > last_log[0]:
+                    images = (step - last_log[0]) * images_per_step
+                    values['images_per_second'] = images / max(now - last_log[1], 1e-9)
+                print(console.progress(step, config.num_train_steps, values, images_per_step))
+                if first:
+                    log.scalars(step, values)
+                last_log = step, now
+            if scores_due():  # before the checkpoint, from which a killed run goes on
                 since = time.monotonic()
-                save_scores(log)  # before the checkpoint, from which a killed run goes on
+                asked_to_end = not save_scores(log) or asked_to_end
                 # Minutes, perhaps, that are not the step's.
                 last_log = last_log[0], last_log[1] + time.monotonic() - since
-            unsaved = unsaved or checkpoints.has_failed(manager)
-            if due(config.checkpoint_every) or signals or (unsaved and due(config.log_every)):
-                unsaved = not checkpoints.save(manager, step, state_on_host())
-            if signals:
-                break
-        checkpoints.finish(manager, step, state_on_host())
-    if signals:
+            if due(config.sample_every):
+                save_report()
+            if first:
+                unsaved = unsaved or checkpoints.has_failed(manager)
+            again = due(config.log_every) and processes.vote(unsaved)()
+            if due(config.checkpoint_every) or asked_to_end or again:
+                copy = state_on_host()
+                unsaved = first and not checkpoints.save(manager, step, copy)
+        copy = state_on_host()
+        if first:
+            checkpoints.finish(manager, step, copy)
+        save_report()
+    if asked_to_end:
         print(f'interrupted    at step {step:,}, which is saved: give the same command to go on')
-        sys.exit(128 + signals[0])
-    print(f'done           {workdir}: samples/, checkpoints/, metrics.jsonl, tensorboard/')
+        sys.exit(128 + (signals[0] if signals else signal.SIGTERM))
+    print(f'done           {workdir}: report.html, samples/, checkpoints/, metrics.jsonl')
 
 
 def _save_reals(workdir: Path, summary: data.Summary, labels: np.ndarray) -> None:
     """Real pictures in the places of the sample grid's classes; white where there are too few."""
     size = summary.images[0].shape[1]
     cells = np.full((len(labels), size, size, 3), 255, np.uint8)
-    for row in range(0, len(labels), GRID_COLUMNS):
+    for row in range(0, len(labels), sampling.GRID_COLUMNS):
         found = summary.images[labels[row]]
         cells[row : row + len(found)] = found
-    grid = figures.image_grid(cells, GRID_COLUMNS)
+    grid = figures.image_grid(cells, sampling.GRID_COLUMNS)
     figures.save_png(workdir / 'samples' / 'reals.png', grid)
 
 
@@ -220,16 +289,6 @@ def _check_schedule(config) -> None:
     in_steps = ('num_train_steps', 'log_every', 'sample_every', 'checkpoint_every')
     if config.evaluate_every:
         in_steps += ('evaluate_every',)
-    for key in (
-        'batch_size',
-        'steps_per_call',
-        'discriminator_steps',
-        'gradient_accumulation',
-        'keep_checkpoints',
-        *in_steps,
-    ):
-        if config[key] < 1:
-            raise UserError(f'{key}={config[key]} should be 1 or more.')
     for key in in_steps:
         if config[key] % config.steps_per_call:
             raise UserError(
@@ -238,7 +297,14 @@ def _check_schedule(config) -> None:
             )
 
 
-def _check_writable(workdir: Path) -> None:
+def _check_alike(config) -> None:
+    """Of several processes all must be given the same."""
+    record = flatten_dict(provenance.record(config), sep='.')
+    del record['config.distributed.process_id']
+    processes.check_alike(record)
+
+
+def _check_workdir(workdir: Path, config) -> None:
     """Without leaving anything behind, should something else be wrong."""
     existing = workdir.absolute()
     while not existing.exists():
@@ -248,23 +314,67 @@ def _check_writable(workdir: Path) -> None:
             f'The workdir {workdir} cannot be written, because of {existing}: '
             'choose another --workdir.'
         )
+    provenance.check_configuration(workdir, config)
 
 
-def _check_finite(step: int, values: Mapping[str, Any], saved: int | None) -> None:
+def _write_configuration(workdir: Path, config, pictures: dict[str, Any]) -> None:
+    try:
+        provenance.write(workdir, config, pictures)
+    except OSError as error:
+        raise UserError(
+            f'The workdir {workdir} cannot be written ({error.strerror}): make room, or choose '
+            'another --workdir.'
+        ) from error
+
+
+def _check_finite(step: int, values: Mapping[str, Any], manager) -> None:
     bad = [name for name, value in values.items() if not np.isfinite(value).all()]
     if bad:
         raise DivergedError(
-            f'Training diverged, with {", ".join(bad[:3])} not finite at step {step}; the last '
-            f'good checkpoint is {"none" if saved is None else f"of step {saved}"}: '
-            'try smaller learning rates or another seed.'
+            f'Training diverged, with {", ".join(bad[:3])} not finite at step {step}'
+            f'{_last_saved(manager)}: try smaller learning rates or another seed.'
         )
+
+
+def _check_replicas(step: int, names: list[str], sums: np.ndarray, manager) -> None:
+    """`sums` [devices, leaves] are the replicas' checksums, all rows of which should be equal."""
+    for name, column in zip(names, sums.T, strict=True):
+        different = np.flatnonzero(column != column[0])
+        if len(different):
+            raise UserError(
+                f'The replicas of the state have drifted apart: at step {step} {name} differs '
+                f'between device 0 and {", ".join(map(str, different[:5]))} of {len(sums)}'
+                f'{_last_saved(manager)}: look for a faulty device, and go on from there.'
+            )
+
+
+def _last_saved(manager) -> str:
+    if manager is None:  # only the first process knows
+        return ''
+    saved = manager.latest_step()
+    return f'; the last good checkpoint is {"none" if saved is None else f"of step {saved}"}'
+
+
+def _warn(config, step: int, values: Mapping[str, float], before: dict) -> dict[str, str]:
+    """Tells of thresholds that are passed now and were not before; returns all that are."""
+    found = watch.warnings(config, values)
+    for name, sentence in found.items():
+        if config.watch.stop:
+            raise UserError(
+                f'Training seems to collapse at step {step}: {sentence}. '
+                'Go on with --config.watch.stop=False, or with another threshold.'
+            )
+        if name not in before:
+            print(f'warning        at step {step}, {sentence}')
+    return found
 
 
 def _describe(config, source, summary, state) -> None:
     """Prints what the run understood."""
-    devices = jax.local_devices()
+    devices, count = jax.devices(), jax.process_count()
     size = config.dataset.image_size
-    print(f'devices        {len(devices)} × {devices[0].device_kind}')
+    together = f' in {count} processes' if count > 1 else ''
+    print(f'devices        {len(devices)} × {devices[0].device_kind}{together}')
     print(
         f'data           {config.dataset.name}: {len(source):,} pictures of {size}×{size} '
         f'in {len(source.class_names)} classes'
@@ -284,31 +394,3 @@ def _describe(config, source, summary, state) -> None:
     ):
         where = f'attention at {", ".join(map(str, attention))}' if attention else 'no attention'
         print(f'{name:<14} {models.count_parameters(variables):,} parameters, {where}')
-
-
-def _log_line(config, log, step, values, last_log, images_per_step) -> tuple[int, float]:
-    """Prints and writes the metrics of a step; returns where the next rate is measured from."""
-    now = time.monotonic()
-    steps_per_second = (step - last_log[0]) / max(now - last_log[1], 1e-9)
-    rate = {}
-    if step > last_log[0]:
-        rate = {'images_per_second': steps_per_second * images_per_step}
-    log.scalars(step, values | rate)
-
-    gammas = ' '.join(
-        f'{name[0].upper()}{name.partition("gamma")[2]} {value:+.3f}'
-        for name, value in values.items()
-        if 'gamma' in name
-    )
-    line = (
-        f'step {step:>{len(str(config.num_train_steps))}}/{config.num_train_steps}'
-        f'  loss D {values["discriminator_loss"]:.3f} G {values["generator_loss"]:+.3f}'
-        f'  logit real {values["real_logit"]:+.2f} fake {values["fake_logit"]:+.2f}'
-    )
-    if gammas:
-        line += f'  gamma {gammas}'
-    if rate:
-        left = (config.num_train_steps - step) / steps_per_second
-        line += f'  {rate["images_per_second"]:,.0f} images/s  {duration(left)} left'
-    print(line)
-    return step, now

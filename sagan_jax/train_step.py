@@ -19,12 +19,12 @@ import optax
 from flax import traverse_util
 from jax import lax
 
-from sagan_jax import losses, models, spectral_norm
+from sagan_jax import losses, models, processes, ranges, spectral_norm
 from sagan_jax.errors import UserError
 from sagan_jax.models import Variables
+from sagan_jax.replicas import AXIS, replicate
 from sagan_jax.streams import Stream, draw_noise, stream_key
 
-AXIS = 'batch'
 Metrics = dict[str, jax.Array]
 
 
@@ -70,15 +70,13 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
     return create(stream_key(config.seed, Stream.PARAMETERS))
 
 
-def replicate(tree: Any, devices: list[jax.Device] | None = None) -> Any:
-    """Puts a state on all devices, as a train step expects and returns it."""
-    mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
-def single_copy(tree: Any) -> Any:
-    """One replica of what a train step returned, on one device; valid until the next step."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+def local_rows(config: ml_collections.ConfigDict) -> np.ndarray:
+    """Which rows of one call's batches this process's devices take, int [S·D·B / processes]."""
+    devices = processes.all_devices()
+    here = [index for index, device in enumerate(devices) if device in jax.local_devices()]
+    batches = config.steps_per_call * config.discriminator_steps
+    rows = np.arange(batches * config.batch_size).reshape(batches, len(devices), -1)
+    return rows[:, here].reshape(-1)
 
 
 def create_train_step(
@@ -93,22 +91,25 @@ def create_train_step(
 
     Args:
       config: see configs/common.py.
-      devices: the devices to run on; all local ones by default.
+      devices: the devices to run on; by default all, of all processes.
       pictures: a whole data set, images uint8 [N, H, W, 3] and labels int32 [N], of which every
         device then keeps a copy; batches are gathered there.
 
     Returns:
       A function of the state, which is donated; images uint8 [S·D·B, H, W, 3] and labels
       int32 [S·D·B] on the host. With `pictures` it is `train_step(state, rows)` instead, where
-      int32 [S·D·B] says which of them. The metrics are float32 [S], one value a step: both
+      int32 [S·D·B] says which of them. One of several processes gives its `local_rows` of each
+      alone. The metrics are float32 [S], one value a step: both
       losses, the mean logit on real and on fake images, the norms of both gradients, the largest
       σ of each network and every gamma.
 
     Raises:
-      UserError: if the batch does not divide by the devices and by `gradient_accumulation`, or
-        for an unknown loss.
+      UserError: for a number out of its range, see ranges.py; if the batch does not divide by the
+        devices and by `gradient_accumulation`; or for an unknown loss.
     """
-    devices = devices or jax.local_devices()
+    ranges.check(config)
+    devices = devices or processes.all_devices()
+    local_devices = [device for device in devices if device.process_index == jax.process_index()]
     divisor = len(devices) * config.gradient_accumulation
     if config.batch_size % divisor:
         parts = f'the {len(devices)} devices'
@@ -348,13 +349,13 @@ def create_train_step(
         devices=devices,
         donate_argnums=0,
     )
-    leading = (config.steps_per_call, config.discriminator_steps, len(devices), local_batch)
+    leading = (config.steps_per_call, config.discriminator_steps, len(local_devices), local_batch)
 
-    def shard(array):  # [S·D·B, …] → [devices, S, D, b, …]
+    def shard(array):  # [S·D·devices·b, …] → [devices, S, D, b, …], of this process
         return np.moveaxis(array.reshape(*leading, *array.shape[1:]), 2, 0)
 
     if pictures is not None:
-        pictures = replicate(pictures, devices)
+        pictures = replicate(pictures, local_devices)
         return lambda state, rows: run(state, shard(rows), pictures)
     return lambda state, images, labels: run(state, (shard(images), shard(labels)), None)
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import jaxlib
 import pytest
 
 os.environ['JAX_NUM_CPU_DEVICES'] = '8'
@@ -12,6 +13,8 @@ os.environ.setdefault(
 )
 # Tiny programs, many of them: compiling well would cost more than running them badly.
 os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
+if jaxlib.version.__version_info__ < (0, 11):  # half the time; later ones may not know it
+    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '1'
 
 
@@ -22,3 +25,13 @@ def forget_programs():
     import jax  # not before the environment above is set
 
     jax.clear_caches()
+
+
+@pytest.fixture(scope='session')
+def trained_workdir(tmp_path_factory):
+    """A run to sample from; nobody writes to it."""
+    from tests import tiny  # imports jax
+
+    workdir = tmp_path_factory.mktemp('trained')
+    tiny.trained_run(workdir)
+    return workdir

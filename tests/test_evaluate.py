@@ -290,6 +290,14 @@ def test_what_cannot_be_scored_is_refused_at_once(folder, overrides, message):
         evaluate.create_evaluator(config, settings.num_samples, settings.pair_samples)
 
 
+def test_damaged_scores_are_named(tmp_path):
+    assert evaluate.read(tmp_path, 7) == []
+    path = evaluate.write(tmp_path, 7, [])
+    path.write_text('[{"name": "fid')
+    with pytest.raises(UserError, match=r'000007.json cannot be read: remove the file'):
+        evaluate.read(tmp_path, 7)
+
+
 def test_intra_fid_needs_classes(folder):
     config = configuration(folder, model__conditioning='none')
     with pytest.raises(UserError, match='without classes has no intra FID'):

@@ -1,8 +1,10 @@
 """A reader never meets half a file."""
 
+import os
+
 import pytest
 
-from sagan_jax.files import atomic_path
+from sagan_jax.files import atomic_path, remove_partial
 
 
 def test_takes_its_place_only_when_the_block_ends_well(tmp_path):
@@ -22,3 +24,26 @@ def test_takes_its_place_only_when_the_block_ends_well(tmp_path):
         interrupted()
     assert path.read_text() == 'first'
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_permissions_are_those_of_any_other_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / 'a.txt') as temporary:
+            temporary.write_text('text')
+    finally:
+        os.umask(before)
+    assert (tmp_path / 'a.txt').stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_killed_process_leaves_is_removed(tmp_path):
+    path = tmp_path / 'folder' / 'a.txt'
+    with atomic_path(path) as temporary:
+        temporary.write_text('text')
+    with atomic_path(path) as temporary:
+        temporary.write_text('half')
+        remove_partial(tmp_path)
+        assert temporary.exists()  # in another folder
+        remove_partial(tmp_path, tmp_path / 'nowhere', path.parent)
+        assert list(tmp_path.rglob('*.*')) == [path]
+        temporary.write_text('again')

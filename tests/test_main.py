@@ -55,6 +55,8 @@ def assert_refused(result, *parts):
         (['--config', 'configs/imagenet128.py:feat9'], ["'feat9'", 'feat16', 'no_attention']),
         (['--config', 'configs/quickstart.py', 'more'], ["'more'"]),
         (['--verbos'], ['verbos', '--help']),
+        (['--mode', 'sample'], ['--workdir']),
+        (['--mode', 'export', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, parts):

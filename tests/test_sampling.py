@@ -78,3 +78,31 @@ def test_grid_labels(num_classes, rows, expected):
     labels = sampling.grid_labels(tiny.config(dataset__num_classes=num_classes), rows, 4)
     np.testing.assert_array_equal(labels, np.repeat(expected, 4))
     assert labels.dtype == np.int32
+
+
+def test_great_circles_keep_their_distance_from_the_origin():
+    start, end = np.array([[3.0, 0], [0, 2]]), np.array([[0, 3.0], [2, 0]])
+    path = sampling.great_circles(start, end, 4)
+    angles = np.arange(4) * np.pi / 6
+    np.testing.assert_allclose(
+        path[0], 3 * np.stack([np.cos(angles), np.sin(angles)], 1), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        path[1], 2 * np.stack([np.sin(angles), np.cos(angles)], 1), atol=1e-6
+    )
+
+
+def test_mixed_classes_have_mixed_tables(generator_variables):
+    frozen = sampling.create_freeze(tiny.config())(generator_variables)
+    half = np.array([[0.5, 0, 0.5]], np.float32)
+    _, mixed = sampling.mix_classes(tiny.config(), frozen, half)
+    tables = traverse_util.flatten_dict(frozen['params'])
+    changed = 0
+    for path, value in traverse_util.flatten_dict(mixed['params']).items():
+        if value.shape == tables[path].shape:
+            np.testing.assert_array_equal(value, tables[path])
+        else:
+            expected = (tables[path][:1] + tables[path][2:]) / 2
+            np.testing.assert_allclose(value, expected, rtol=1e-6)
+            changed += 1
+    assert changed == 12  # a gain and a bias in each of three blocks' two norms

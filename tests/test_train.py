@@ -2,14 +2,10 @@
 
 import json
 import os
-import re
+import shutil
 import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import chex
 import jax
 import ml_collections
 import numpy as np
@@ -17,7 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from sagan_jax import checkpoints
+from sagan_jax import checkpoints, processes, provenance
 from sagan_jax import train as train_module
 from sagan_jax.errors import UserError
 from sagan_jax.evaluate import evaluate
@@ -43,10 +39,6 @@ def read_state(workdir, config):
     return state
 
 
-def without_rates(metrics):
-    return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in metrics]
-
-
 # ---- What a run leaves, and which keys it reads. -----------------------------------------------
 
 
@@ -55,7 +47,11 @@ def finished(pictures, tmp_path_factory):
     """A finished run of four steps, its output, and the keys of its configuration it read."""
     workdir = tmp_path_factory.mktemp('finished')
     config = tiny.folder_config(
-        pictures, batch_norm__standing_batches=2, num_train_steps=5, evaluate_every=5
+        pictures,
+        batch_norm__standing_batches=2,
+        num_train_steps=5,
+        evaluate_every=5,
+        watch__min_diversity=1e9,
     )
     prefixes = {id(config): ''} | {
         id(value): f'{key}.'
@@ -63,12 +59,13 @@ def finished(pictures, tmp_path_factory):
         if isinstance(value, ml_collections.ConfigDict)
     }
     read = set()
+    readers = {name for name in sys.modules if name.startswith('sagan_jax.')} - {'sagan_jax.ranges'}
 
     def recording(original):
         def get(self, key):
-            # Only what the package itself asks for: copies and JSON read every key there is.
+            # Copies and JSON read every key there is, and so do the checks of ranges.
             caller = sys._getframe(1).f_globals['__name__']
-            if id(self) in prefixes and caller.startswith('sagan_jax.'):
+            if id(self) in prefixes and caller in readers:
                 read.add(prefixes[id(self)] + key)
             return original(self, key)
 
@@ -85,6 +82,10 @@ def finished(pictures, tmp_path_factory):
         with pytest.raises(UserError, match='nowhere'):
             evaluate(config, workdir)
         config.evaluation.update({'features': 'in_domain', 'inception_weights': None})
+        config.distributed.update({'coordinator': 'localhost:1', 'process_id': 1})
+        with pytest.raises(UserError, match='process_id=1 is none of the 1'):
+            processes.joined(config).__enter__()
+        config.distributed.update({'coordinator': '', 'process_id': 0})
     return config, workdir, read
 
 
@@ -99,10 +100,11 @@ def test_what_a_run_leaves(finished):
     config, workdir, _ = finished
     assert {path.name for path in workdir.iterdir()} == {
         'config.json', 'metrics.jsonl', 'tensorboard', 'samples', 'checkpoints',
-        'evaluation', 'best',
+        'evaluation', 'best', 'report.html',
     }  # fmt: skip
     record = json.loads((workdir / 'config.json').read_text())
     assert record['config'] == json.loads(config.to_json())
+    assert record['data']['class_names'] == ['class0', 'class1', 'class2']
     assert record['versions']['jax'] == jax.__version__
 
     names = {path.name for path in (workdir / 'samples').iterdir()}
@@ -152,7 +154,7 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
 
     longer = config.copy_and_resolve_references()
     longer.num_train_steps = 10
-    checkpoints.check_configuration(workdir, longer)
+    provenance.check_configuration(workdir, longer)
     longer.steps_per_call = longer.log_every = 2
     longer.evaluate_every = 0
     with pytest.raises(UserError, match='checkpoint is of step 5, which is not a multiple'):
@@ -215,85 +217,35 @@ def test_a_run_that_diverged_goes_back_with_other_noise(pictures, tmp_path, monk
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-# ---- Killed and started again. -----------------------------------------------------------------
+def test_a_scoring_left_because_of_a_signal_is_made_up_for(finished, tmp_path, monkeypatch, capsys):
+    config, workdir = finished[0], tmp_path
+    shutil.copytree(finished[1], workdir, dirs_exist_ok=True)
+    (path,) = (workdir / 'evaluation').iterdir()
+    scores, lines = path.read_bytes(), read_metrics(workdir)
+    # As it is when a signal comes while the last step is scored.
+    path.unlink()
+    (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines[:-1]))
+    create_evaluator = train_module.evaluate.create_evaluator
 
+    def signalled(*args, **kwargs):
+        score = create_evaluator(*args, **kwargs)
 
-def command(pictures, workdir):
-    """The command line of a run of 20 steps, as a user would start it."""
-    overrides = {
-        'dataset.source_dir': pictures,
-        'dataset.data_dir': pictures.parent / 'prepared',
-        'dataset.num_classes': 3,
-        'dataset.image_size': 32,
-        'num_train_steps': 20,
-        'batch_size': 8,
-        'model.generator_width': 4,
-        'model.discriminator_width': 4,
-        'model.architecture': 'pyramid',
-        'batch_norm.standing_batches': 0,
-        'ema.start_step': 5,
-        'log_every': 1,
-        'checkpoint_every': 5,
-    }
-    flags = [f'--config.{key}={value}' for key, value in overrides.items()]
-    program = [sys.executable, '-m', 'sagan_jax.main', '--config', 'configs/image_folder.py']
-    return [*program, *flags, '--workdir', str(workdir)]
+        def run(step, variables):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return score(step, variables)
 
+        return run
 
-def start(pictures, workdir):
-    return subprocess.Popen(
-        command(pictures, workdir),
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {'JAX_NUM_CPU_DEVICES': '2'},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.fixture(scope='module')
-def straight(pictures, tmp_path_factory):
-    """The workdir of a run that was left alone."""
-    workdir = tmp_path_factory.mktemp('straight')
-    process = start(pictures, workdir)
-    assert 'starts afresh' in process.communicate(timeout=300)[0]
-    assert process.returncode == 0
-    return workdir
-
-
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_started_again_is_as_if_never_killed(number, straight, pictures, tmp_path):
-    killed = start(pictures, tmp_path)
-    metrics, saved = tmp_path / 'metrics.jsonl', tmp_path / 'checkpoints'
-    deadline = time.monotonic() + 300
-    while not (
-        metrics.exists()
-        and '"step": 11' in metrics.read_text()
-        and any(path.name.isdigit() for path in saved.iterdir())
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    killed.send_signal(number)
-    output, _ = killed.communicate()
-    from_steps = '5|10|15'
-    if number == signal.SIGTERM:
-        assert killed.returncode == 143
-        (from_steps,) = re.findall(r'interrupted +at step (\d+), which is saved', output)
-    last = read_metrics(tmp_path)[-1]['step']
-    assert last < 20
-
-    again = start(pictures, tmp_path)
-    output, _ = again.communicate(timeout=300)
-    assert again.returncode == 0
-    assert re.search(f'resumes .* from step ({from_steps})\n', output)
-
-    lines = [without_rates(read_metrics(workdir)) for workdir in (straight, tmp_path)]
-    assert [line['step'] for line in lines[0]] == list(range(1, 21))
-    assert lines[0] == lines[1]
-    config = tiny.folder_config(
-        pictures, model__z_dim=128, optimizer__b2=0.9, ema__decay=0.999, dataset__flip=True
-    )
-    states = [read_state(workdir, config) for workdir in (straight, tmp_path)]
-    assert int(states[0].step) == 20
-    chex.assert_trees_all_equal(*states)
-    pictures = [workdir / 'samples' / '000020.png' for workdir in (straight, tmp_path)]
-    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.evaluate, 'create_evaluator', signalled)
+        with pytest.raises(SystemExit) as ended:
+            train(config, workdir)
+    assert ended.value.code == 143
+    assert 'interrupted    at step 5, which is saved' in capsys.readouterr().out
+    assert not path.exists()
+    train(config, workdir)
+    assert len(read_metrics(workdir)) == len(lines)
+    values = [json.loads(text) for text in (scores, path.read_text())]
+    names = {row['name'] for row in values[1]}
+    assert names <= {row['name'] for row in values[0]}
+    assert 'in_domain_fid40_train' in names

@@ -8,8 +8,9 @@ from flax import traverse_util
 
 from sagan_jax import losses, models, spectral_norm
 from sagan_jax.errors import UserError
+from sagan_jax.replicas import replicate, single_copy
 from sagan_jax.streams import Stream, stream_key
-from sagan_jax.train_step import create_state, create_train_step, replicate, single_copy
+from sagan_jax.train_step import create_state, create_train_step
 from tests import tiny
 
 
@@ -159,6 +160,22 @@ def test_replicas_agree_bit_for_bit(on_devices, alone_on_devices, batch_norm):
         assert len(replicas) == 8
         for replica in replicas[1:]:
             np.testing.assert_array_equal(replica, replicas[0])
+
+
+def test_what_a_step_returns_is_taken_by_the_next_without_compiling_again():
+    config, compiled = base(), []
+    train_step, state = create_train_step(config), replicate(create_state(config))
+    state, _ = train_step(state, *tiny.batch(config))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
+    )
+    try:
+        train_step(state, *tiny.batch(config))
+        assert compiled == []
+        jax.jit(lambda x: x + len(compiled))(1.0)
+        assert compiled  # such an event is what compiling is told by
+    finally:
+        jax.monitoring.clear_event_listeners()
 
 
 def test_two_steps_in_one_call_are_the_same_steps(on_devices):

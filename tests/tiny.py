@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
+import pytest
 from PIL import Image
 
 from configs import common
+from sagan_jax import checkpoints, data, provenance, references
+from sagan_jax.metrics import in_domain
+from sagan_jax.train_step import create_state
 
 
 def config(**overrides) -> ml_collections.ConfigDict:
@@ -41,7 +46,7 @@ def batch(config: ml_collections.ConfigDict, seed: int = 0) -> tuple[np.ndarray,
     size = config.dataset.image_size
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    return images, rng.integers(0, config.dataset.num_classes, count).astype(np.int32)
+    return images, rng.integers(0, max(1, config.dataset.num_classes), count).astype(np.int32)
 
 
 def picture_folder(folder: Path, classes: int = 3, count: int = 12) -> Path:
@@ -56,6 +61,15 @@ def picture_folder(folder: Path, classes: int = 3, count: int = 12) -> Path:
     return folder
 
 
+def scored_folder(folder: Path) -> Path:
+    """`picture_folder` as `folder/source`, prepared and with a classifier of ten steps."""
+    config = folder_config(picture_folder(folder / 'source'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_domain, 'STEPS', 10)
+        references.load_networks(config, data.load(config.dataset, 'train'))
+    return folder
+
+
 def folder_config(folder: Path, **overrides) -> ml_collections.ConfigDict:
     """`config` on a folder of pictures, prepared beside it."""
     return config(
@@ -64,3 +78,32 @@ def folder_config(folder: Path, **overrides) -> ml_collections.ConfigDict:
         dataset__data_dir=str(folder.parent / 'prepared'),
         **overrides,
     )
+
+
+def arguments(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
+    """The command line that makes `config`; which processes there are is for others to say."""
+    given = []
+    for name, value in config.items():
+        keys = value.items() if isinstance(value, ml_collections.ConfigDict) else [('', value)]
+        for key, item in keys:
+            if item is not None and name != 'distributed':
+                given.append(f'--config.{name}{"." if key else ""}{key}={item}')
+    return ['--config', 'configs/common.py', '--workdir', str(workdir), *given]
+
+
+def trained_run(workdir: Path) -> None:
+    """A workdir as training leaves it, with one checkpoint, whose every number is made up."""
+    made = config(ema__decay=0.5)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda leaf: (
+            leaf + rng.uniform(-0.5, 0.5, leaf.shape).astype(np.float32)
+            if np.issubdtype(leaf.dtype, np.floating)
+            else np.asarray(leaf)
+        ),
+        create_state(made),
+    )
+    provenance.write(workdir, made, {'class_names': ['class0', 'class1', 'class2']})
+    manager = checkpoints.open_manager(workdir / 'checkpoints', keep=1)
+    checkpoints.save(manager, 7, state)
+    manager.close()

@@ -1,6 +1,24 @@
 """Pictures and labels: prepared once, then batches as a function of (seed, step)."""
 
 from sagan_jax.data.loading import Source, load
-from sagan_jax.data.reading import Summary, batches, everything, once, row_batches, summary
+from sagan_jax.data.reading import (
+    Summary,
+    batches,
+    everything,
+    fingerprint,
+    index_batches,
+    once,
+    summary,
+)
 
-__all__ = ['Source', 'Summary', 'batches', 'everything', 'load', 'once', 'row_batches', 'summary']
+__all__ = [
+    'Source',
+    'Summary',
+    'batches',
+    'everything',
+    'fingerprint',
+    'index_batches',
+    'load',
+    'once',
+    'summary',
+]

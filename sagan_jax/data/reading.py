@@ -1,15 +1,17 @@
 """Batches as a pure function of the seed and the step."""
 
+import hashlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
 
 from sagan_jax.data.loading import Source
+from sagan_jax.errors import UserError
 from sagan_jax.streams import Stream, stream_key
 
 
@@ -24,7 +26,12 @@ class Summary(NamedTuple):
 
 
 def batches(
-    source: Source, seed: int, batch_size: int, start: int = 0, stop: int | None = None
+    source: Source,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    stop: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches `start`, `start + 1`, … of an endless stream, read ahead by threads.
 
@@ -38,22 +45,31 @@ def batches(
       batch_size: B.
       start: the first batch.
       stop: the batch to end before; None for an endless iterator.
+      rows: which rows of each batch are read, int [b]; None for all.
 
     Yields:
-      images uint8 [B, S, S, 3] and labels int32 [B].
+      images uint8 [b, S, S, 3] and labels int32 [b].
+
+    Raises:
+      UserError: naming an example that cannot be read, when its batch comes.
     """
     # Shuffling rows, and reading pictures only then and a batch at a time, is half the work of
     # letting Grain carry every picture through its stages.
-    rows = _rows(source, seed, batch_size, start, stop)
-    return _in_threads(rows.map(lambda rows: _stack([source.examples[row] for row in rows])))
+    indices = _indices(source, seed, batch_size, start, stop, rows)
+    return _in_threads(indices.map(lambda indices: _read(source, indices)))
 
 
-def row_batches(
-    source: Source, seed: int, batch_size: int, start: int = 0, stop: int | None = None
+def index_batches(
+    source: Source,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    stop: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray]]:
-    """The same stream as `batches`, but which rows of `everything(source)`: (int32 [B],)."""
-    rows = _rows(source, seed, batch_size, start, stop)
-    return _in_threads(rows.map(lambda rows: (np.array(rows, np.int32),)))
+    """The same stream as `batches`, but as indices into `everything(source)`: (int32 [b],)."""
+    indices = _indices(source, seed, batch_size, start, stop, rows)
+    return _in_threads(indices.map(lambda indices: (np.array(indices, np.int32),)))
 
 
 def everything(source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -66,8 +82,7 @@ def once(source: Source, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarr
     """The whole data set in its own order: batches as above, the last as long as it comes."""
 
     def read(start: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = range(start, min(start + batch_size, len(source)))
-        return _stack([source.examples[row] for row in rows])
+        return _read(source, range(start, min(start + batch_size, len(source))))
 
     return _in_threads(grain.MapDataset.range(0, len(source), batch_size).map(read))
 
@@ -91,21 +106,46 @@ def summary(source: Source, seed: int, per_class: int, count: int = 2000) -> Sum
     )
 
 
-def _rows(
-    source: Source, seed: int, batch_size: int, start: int, stop: int | None
+def fingerprint(source: Source, count: int = 64) -> str:
+    """SHA-256 of some examples that lie evenly in a data set: another one for other pictures."""
+    indices = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+    images, labels = _read(source, indices.tolist())
+    return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+
+
+def _indices(
+    source: Source,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int | None,
+    rows: np.ndarray | None,
 ) -> grain.MapDataset:
     """Which examples are in each batch."""
     order_seed = int(jax.random.bits(stream_key(seed, Stream.DATA_ORDER), dtype='uint32'))
     order = grain.MapDataset.range(len(source)).shuffle(order_seed).repeat()
+    rows = list(range(batch_size)) if rows is None else rows.tolist()
     steps = grain.MapDataset.range(start, sys.maxsize // batch_size if stop is None else stop)
-    return steps.map(
-        lambda step: [order[row] for row in range(step * batch_size, (step + 1) * batch_size)]
-    )
+    return steps.map(lambda step: [order[step * batch_size + row] for row in rows])
 
 
-def _stack(examples: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+def _read(source: Source, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    examples = [_example(source, index) for index in indices]
     images = np.stack([example['image'] for example in examples])
     return images, np.array([example['label'] for example in examples], np.int32)
+
+
+def _example(source: Source, index: int) -> dict[str, Any]:
+    try:
+        return source.examples[index]
+    except UserError:
+        raise
+    except Exception as error:  # whatever the formats' readers raise at damaged files
+        reason = ' '.join(str(error).split())
+        raise UserError(
+            f'Example {index} of {source.name}, {source.split}, cannot be read ({reason:.200}): '
+            f'remove {source.folder}, and it is prepared again.'
+        ) from error
 
 
 def _in_threads(dataset: grain.MapDataset) -> Iterator:

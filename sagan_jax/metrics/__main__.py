@@ -14,7 +14,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
 from sagan_jax.metrics import inception, pictures, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
-from sagan_jax.metrics.features import Collected, collect, on_local_devices
+from sagan_jax.metrics.features import Collected, collect, on_devices
 from sagan_jax.pictures import read
 
 PAIRS = 10_000  # pictures of each folder, at most, for the scores over pairs of samples
@@ -101,7 +101,7 @@ def _score(options: argparse.Namespace) -> list[dict]:
 
     # ---- features ----
     network = inception.network(options.weights)
-    stream = on_local_devices(network.apply, options.batch_size)
+    stream = on_devices(network.apply, options.batch_size)
     like = paths['real'][0]
 
     def gather(side: str) -> Collected:

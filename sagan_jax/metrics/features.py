@@ -1,12 +1,13 @@
-"""Running a feature network over all local devices, and gathering what the scores need."""
+"""Running a feature network over devices, and gathering what the scores need."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sagan_jax import processes
 from sagan_jax.metrics.scores import (
     Moments,
     SplitSums,
@@ -41,37 +42,46 @@ class FeatureNetwork(NamedTuple):
     logits: str
 
 
-def on_local_devices(
-    apply: Callable[[dict, jax.Array], dict[str, jax.Array]], batch_size: int
-) -> Callable[[dict, Iterable[np.ndarray]], Iterator[dict[str, np.ndarray]]]:
+def on_devices(
+    apply: Callable[[dict, Any], dict[str, jax.Array]],
+    batch_size: int,
+    devices: list[jax.Device] | None = None,
+) -> Callable[[dict, Iterable[Any]], Iterator[dict[str, np.ndarray]]]:
     """Makes of `apply(variables, images)` a function from batches of images to their features.
 
     Batches [n, …] may be of any length and are cut into parts of `batch_size`, rounded up to a
-    multiple of the local devices, which share each part. The last part is padded and its padding
+    multiple of the devices, which share each part. The last part is padded and its padding
     cut off again: so there is one compilation, every image counts, and the features depend neither
     on `batch_size` nor on the number of devices. `apply` must treat every image by itself; instead
-    of images it may take whatever it makes them from.
+    of images it may take whatever it makes them from, as one array or several of the same length.
+
+    `devices` are the local ones by default. With those of several processes all must call it, with
+    the same batches, and all get all features.
     """
-    devices = jax.local_devices()
+    devices = devices or jax.local_devices()
     mesh = Mesh(np.array(devices), ('batch',))
     rows, whole = NamedSharding(mesh, PartitionSpec('batch')), NamedSharding(mesh, PartitionSpec())
     part = -(-batch_size // len(devices)) * len(devices)
-    run = jax.jit(apply, in_shardings=(whole, rows), out_shardings=rows)
+    run = jax.jit(apply, in_shardings=(whole, rows), out_shardings=whole)
 
     def fetch(features: dict[str, jax.Array], count: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(value)[:count] for name, value in features.items()}
 
-    def stream(variables: dict, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        variables = jax.device_put(variables, whole)
+    def padded(array: np.ndarray) -> np.ndarray:
+        return np.pad(array, [(0, part - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+    def stream(variables: dict, batches: Iterable[Any]) -> Iterator[dict[str, np.ndarray]]:
+        variables = processes.place(variables, whole)
         waiting = None  # one part is under way on the devices while the host handles the last
         for batch in batches:
-            for start in range(0, len(batch), part):
-                images = batch[start : start + part]
-                padding = [(0, part - len(images))] + [(0, 0)] * (images.ndim - 1)
-                features = run(variables, jax.device_put(np.pad(images, padding), rows))
+            length = len(jax.tree.leaves(batch)[0])
+            for start in range(0, length, part):
+                end = min(start + part, length)
+                images = jax.tree.map(lambda array, at=slice(start, end): padded(array[at]), batch)
+                features = run(variables, processes.place(images, rows))
                 if waiting:
                     yield fetch(*waiting)
-                waiting = features, len(images)
+                waiting = features, end - start
         if waiting:
             yield fetch(*waiting)
 

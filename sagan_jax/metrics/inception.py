@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import inception_weights
-from sagan_jax.metrics.features import FeatureNetwork, on_local_devices
+from sagan_jax.metrics.features import FeatureNetwork, on_devices
 
 NAME = 'inception-2015-12-05'
 RESIZE = 'tf1-bilinear-299'
@@ -257,7 +257,7 @@ def load(
     else.
     """
     variables, _ = load_variables(path)
-    stream = on_local_devices(apply, batch_size)
+    stream = on_devices(apply, batch_size)
 
     def features(images: np.ndarray) -> dict[str, np.ndarray]:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
-from sagan_jax import spectral_norm
+from sagan_jax import ranges, spectral_norm
 from sagan_jax.errors import UserError
 from sagan_jax.models.architectures import (
     architecture,
@@ -60,9 +60,10 @@ def create(
         on its own.
 
     Raises:
-      UserError: for an architecture, conditioning or attention resolution that does not exist, or
-        a block of queries that does not divide them.
+      UserError: for a number out of its range, see ranges.py; an architecture, conditioning or
+        attention resolution that does not exist; or a block of queries that does not divide them.
     """
+    ranges.check(config)
     model, image_size = config.model, config.dataset.image_size
     _check_conditioning(config)
     arch = architecture(model.architecture, image_size)
@@ -73,6 +74,7 @@ def create(
     _check_attention('discriminator', model.discriminator_attention, maps[1])
     _check_query_block(model)
     dtype = _dtype(config.dtype)
+    attend = _attention_block(model, dtype)
     g_widths = tuple(width * model.generator_width for width in arch.generator)
     d_widths = tuple(width * model.discriminator_width for width in arch.discriminator)
     bn = config.batch_norm
@@ -81,7 +83,6 @@ def create(
         generator = DCGANGenerator(g_widths, **norm)
         discriminator = DCGANDiscriminator(d_widths, **norm)
     else:
-        attend = _attention_block(model, dtype)
         classes = config.dataset.num_classes
         generator = Generator(
             widths=g_widths,
@@ -209,6 +210,11 @@ def _check_conditioning(config: ml_collections.ConfigDict) -> None:
             f'There is no conditioning {model.conditioning!r}: choose --config.model.conditioning '
             'from projection, acgan and none.'
         )
+    if model.conditioning != 'none' and not config.dataset.num_classes:
+        raise UserError(
+            f'model.conditioning={model.conditioning} needs classes: set '
+            '--config.dataset.num_classes, or --config.model.conditioning=none.'
+        )
     if model.architecture == 'dcgan' and model.conditioning != 'none':
         raise UserError(
             f'The architecture dcgan has no conditioning {model.conditioning!r}: set '
@@ -233,7 +239,7 @@ def _check_query_block(model: ml_collections.ConfigDict) -> None:
     block = model.attention_query_block
     for resolution in (*model.generator_attention, *model.discriminator_attention):
         queries = resolution**2
-        if block < 0 or (0 < block < queries and queries % block):
+        if 0 < block < queries and queries % block:
             raise UserError(
                 f'model.attention_query_block={block} does not divide the {queries} queries of the '
                 f'attention at {resolution}: take a power of two, or 0 for all at once.'

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sagan_jax import data
+from sagan_jax.errors import UserError
 
 
 def source_of(count, labels=None):
@@ -98,6 +99,38 @@ def test_endless_without_stop():
     assert len(list(itertools.islice(batches, 200))) == 200
 
 
+def test_rows_of_a_batch_are_read_alone():
+    source = source_of(30)
+    wanted = np.array([1, 2, 9])
+    read = set()
+
+    class Recorded(list):
+        def __getitem__(self, index):
+            read.add(index)
+            return super().__getitem__(index)
+
+    recorded = source_from(Recorded(source.examples))
+    pairs = zip(
+        data.batches(source, 5, 10, stop=3),
+        data.batches(recorded, 5, 10, stop=3, rows=wanted),
+        strict=True,
+    )
+    for (images, labels), (some_images, some_labels) in pairs:
+        np.testing.assert_array_equal(some_images, images[wanted])
+        np.testing.assert_array_equal(some_labels, labels[wanted])
+    assert len(read) == 9  # of the thirty of an epoch
+
+
+def test_other_pictures_have_another_fingerprint():
+    source = source_of(100)
+    assert data.fingerprint(source) == data.fingerprint(source_of(100))
+    changed = [dict(example) for example in source.examples]
+    changed[99] = {'image': changed[99]['image'] ^ 1, 'label': changed[99]['label']}
+    assert data.fingerprint(source_from(changed)) != data.fingerprint(source)
+    relabelled = source_of(100, np.arange(100) % 2)
+    assert data.fingerprint(relabelled) != data.fingerprint(source)
+
+
 class Broken(list):
     def __getitem__(self, index):
         if index == 7:
@@ -105,10 +138,10 @@ class Broken(list):
         return super().__getitem__(index)
 
 
-def test_an_unreadable_record_is_an_error():
+def test_an_unreadable_record_is_named():
     source = source_of(20)
     broken = source_from(Broken(source.examples))
-    with pytest.raises(OSError, match='a broken record'):
+    with pytest.raises(UserError, match=r'Example 7 of .* cannot be read \(a broken record\)'):
         list(data.batches(broken, 0, 4, stop=5))
 
 
@@ -120,7 +153,7 @@ def test_a_damaged_file_is_an_error(dataset):
     content[middle : middle + 50_000] = bytes(50_000)
     shard.write_bytes(content)
     damaged = data.load(dataset, 'test')
-    with pytest.raises(RuntimeError, match='Corrupted'):
+    with pytest.raises(UserError, match=r'cannot be read \(.*Corrupted.* it is prepared again'):
         list(data.batches(damaged, 0, 100, stop=20))
 
 
@@ -168,7 +201,7 @@ def test_rows_name_the_same_pictures_in_the_same_order():
     images, labels = data.everything(source)
     pairs = zip(
         data.batches(source, 5, 16, start=1, stop=6),
-        data.row_batches(source, 5, 16, start=1, stop=6),
+        data.index_batches(source, 5, 16, start=1, stop=6),
         strict=True,
     )
     for (expected, expected_labels), (chosen,) in pairs:

@@ -13,7 +13,7 @@ import pytest
 
 from launch import report, runs, sweep
 from launch.runs import Run
-from sagan_jax import checkpoints
+from sagan_jax import provenance
 from tests.launch import fake_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -275,7 +275,7 @@ def test_mistakes_are_told_in_one_sentence(config, tmp_path, flags, parts):
 def test_free_keys_are_free_in_a_run_as_well():
     """A sweep must not let through what the trainer would refuse."""
     for key in sweep.FREE_KEYS:
-        assert key in checkpoints.FREE_KEYS or key.startswith(checkpoints.FREE_SECTIONS)
+        assert key in provenance.FREE_KEYS or key.startswith(provenance.FREE_SECTIONS)
 
 
 # ---- With the real trainer. --------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import scores
-from sagan_jax.metrics.features import collect, on_local_devices
+from sagan_jax.metrics.features import collect, on_devices
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 4, 3, 3), np.uint8)
 WEIGHTS = {'w': np.random.default_rng(1).normal(size=(36, 5)).astype(np.float32)}
@@ -32,10 +32,21 @@ def in_batches(lengths):
 @pytest.mark.parametrize('lengths', [[21], [16, 5], [1] * 21, [3, 17, 1]])
 def test_features_depend_on_neither_batches_nor_devices(monkeypatch, devices, batch_size, lengths):
     monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:devices])
-    parts = list(on_local_devices(network, batch_size)(WEIGHTS, in_batches(lengths)))
+    parts = list(on_devices(network, batch_size)(WEIGHTS, in_batches(lengths)))
     for name, values in expected().items():
         actual = np.concatenate([part[name] for part in parts])
         np.testing.assert_allclose(actual, values, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_may_be_several_arrays():
+    def apply(variables, rows):
+        return {'sum': rows['a'].sum(1) + rows['b'] * variables['scale']}
+
+    rows = {'a': np.arange(42.0).reshape(21, 2), 'b': np.arange(21.0)}
+    parts = list(on_devices(apply, 8)({'scale': 10.0}, [rows, {k: v[:3] for k, v in rows.items()}]))
+    actual = np.concatenate([part['sum'] for part in parts])
+    whole = rows['a'].sum(1) + 10 * rows['b']
+    np.testing.assert_allclose(actual, np.concatenate([whole, whole[:3]]))
 
 
 def test_every_device_gets_its_share_in_one_compilation(monkeypatch):
@@ -45,7 +56,7 @@ def test_every_device_gets_its_share_in_one_compilation(monkeypatch):
         shapes.append(images.shape)
         return network(variables, images)
 
-    run = on_local_devices(recording, batch_size=10)
+    run = on_devices(recording, batch_size=10)
     assert sum(len(part['logits']) for part in run(WEIGHTS, in_batches([20, 1]))) == 21
     assert shapes == [(16, 4, 3, 3)]  # ten, rounded up to eight devices
 

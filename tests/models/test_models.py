@@ -150,7 +150,7 @@ def test_bfloat16_keeps_parameters_and_outputs_float32(tiny_networks):
         ({'dataset__image_size': 48}, 'no networks for dataset.image_size=48'),
         ({'model__conditioning': 'concat'}, "no conditioning 'concat'"),
         ({'model__attention_query_block': 48}, 'query_block=48 does not divide the 256 queries'),
-        ({'model__attention_query_block': -1}, 'query_block=-1 does not divide'),
+        ({'model__attention_query_block': -1}, 'query_block=-1 should be 0 or more'),
         ({'dtype': 'float16'}, "no dtype 'float16'"),
     ],
 )

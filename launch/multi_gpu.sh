@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Trains on all GPUs of this machine, in one process, and starts again after a failure.
+#
+#     launch/multi_gpu.sh --config configs/imagenet128.py:feat32 --workdir runs/feat32
+#
+# CUDA_VISIBLE_DEVICES=0,1 takes some of the GPUs only.
+set -eu
+cd "$(dirname "$0")/.."
+python - <<'PYTHON'
+import jax
+if jax.default_backend() != 'gpu':
+    raise SystemExit("error: JAX sees no GPU: pip install 'jax[cuda13]', and look at nvidia-smi.")
+PYTHON
+exec launch/until_done.sh python -m sagan_jax.main "$@"

@@ -1,0 +1,206 @@
+"""A frozen generator for other programs: `--mode export`."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save
+
+from sagan_jax import evaluate, figures, models, sampling
+from sagan_jax.errors import UserError
+from sagan_jax.files import atomic_path
+from sagan_jax.trained import Model
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+_PACKAGES = ('jax', 'flax', 'numpy')
+_ROWS, _COLUMNS = 10, 8  # of the picture, a row a class
+_MOST_NAMES = 20  # of classes, in the card
+_PATHS = (('dataset', 'data_dir'), ('dataset', 'source_dir'), ('evaluation', 'inception_weights'))
+_PROTOCOL = ('features', 'resize', 'rounding', 'labels', 'batch_statistics')  # beside the counts
+
+
+def export(model: Model, workdir: Path, folder: Path) -> None:
+    """Writes a generator into a folder, for programs that do not have this package.
+
+    `generator.stablehlo` is `program(model)`, with the weights in it. `generator.safetensors` holds
+    the weights and the batch statistics of `model.generator` by their paths, as
+    'params/conv/kernel', and `generator.json` says what they belong to. `README.md` is a model
+    card, with `samples.png`.
+
+    Args:
+      model: see `sagan_jax.load`.
+      workdir: the run's folder, whose scores of this checkpoint go into the card.
+      folder: made if it is not there; files of these names are replaced.
+
+    Raises:
+      UserError: when the folder cannot be written.
+    """
+    labels = sampling.grid_labels(model.config, _ROWS, _COLUMNS)
+    images = np.concatenate(list(model.stream(np.arange(len(labels)), labels, seed=0)))
+    weights = flatten_dict(jax.tree.map(np.asarray, model.generator), sep='/')
+    scores = evaluate.read(workdir, model.step)
+    description = describe(model, scores)
+    writers = {
+        'generator.stablehlo': lambda path: path.write_bytes(program(model).serialize()),
+        'generator.safetensors': lambda path: path.write_bytes(save(weights)),
+        'generator.json': lambda path: path.write_text(json.dumps(description, indent=2) + '\n'),
+        'samples.png': lambda path: figures.save_png(path, figures.image_grid(images, _COLUMNS)),
+        'README.md': lambda path: path.write_text(card(model, scores)),
+    }
+    for name, write in writers.items():
+        try:
+            with atomic_path(folder / name) as temporary:
+                write(temporary)
+        except OSError as error:
+            raise UserError(
+                f'{folder / name} cannot be written ({error.strerror or error}): make room, or '
+                'choose another --output.'
+            ) from error
+        print(f'written        {folder / name}')
+
+
+def program(model: Model) -> jax.export.Exported:
+    """The generator as a program for `PLATFORMS` that needs nothing but JAX, for any batch size.
+
+    It takes z float32 [n, z_dim] and labels int32 [n], and gives images float32 [n, S, S, 3] in
+    [-1, 1].
+    """
+    generator, _ = models.create(model.config)
+    (n,) = jax.export.symbolic_shape('n')
+    z = jax.ShapeDtypeStruct((n, model.config.model.z_dim), np.float32)
+    labels = jax.ShapeDtypeStruct((n,), np.int32)
+
+    @jax.jit
+    def generate(z, labels):
+        return generator.apply(model.generator, z, labels, train=False)[0]
+
+    return jax.export.export(generate, platforms=PLATFORMS)(z, labels)
+
+
+def describe(model: Model, scores: list[evaluate.Row]) -> dict[str, Any]:
+    """What an exported generator is, as it goes into `generator.json`."""
+    config = model.config
+    size, classes = config.dataset.image_size, len(model.class_names)
+    return {
+        'inputs': {
+            'z': f'float32 [n, {config.model.z_dim}], standard normal',
+            'labels': f'int32 [n], from 0 to {classes - 1}',
+        },
+        'outputs': {'images': f'float32 [n, {size}, {size}, 3], from -1 to 1'},
+        'platforms': PLATFORMS,
+        'class_names': model.class_names,
+        'step': model.step,
+        'checkpoint_sha256': model.sha256,
+        'config': _configuration(config),
+        'scores': scores,
+        'versions': {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def card(model: Model, scores: list[evaluate.Row]) -> str:
+    """The model card, in Markdown."""
+    config, names = model.config, model.class_names
+    classes = ', '.join(f'{label} {name}' for label, name in enumerate(names))
+    if config.model.conditioning == 'none':
+        classes = 'none; labels are asked for, but change nothing'
+    elif len(names) > _MOST_NAMES:
+        classes = f'{len(names):,}, named in `generator.json`'
+    averaging = f'an average over training with a decay of {config.ema.decay:g}'
+    values = flatten_dict(_configuration(config), sep='.')
+    return _CARD.format(
+        data=config.dataset.name,
+        size=config.dataset.image_size,
+        z_dim=config.model.z_dim,
+        num_classes=len(names),
+        classes=classes,
+        weights=models.count_parameters(model.generator),
+        averaging=averaging if config.ema.decay else 'as they were at its end',
+        step=model.step,
+        batch_size=config.batch_size,
+        updates=config.discriminator_steps,
+        jax=metadata.version('jax'),
+        sha256=model.sha256,
+        scores=_score_table(scores),
+        config='\n'.join(f'{key}={value}' for key, value in values.items()),
+    )
+
+
+def _configuration(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """All of it but the paths of one machine."""
+    values = json.loads(config.to_json())
+    for section, key in _PATHS:
+        del values[section][key]
+    return values
+
+
+_CARD = """\
+# A generator of {size}×{size} pictures, trained on {data}
+
+![Samples, a row a class](samples.png)
+
+The generator of a Self-Attention GAN (Zhang, Goodfellow, Metaxas and Odena, ICML 2019,
+[arXiv:1805.08318](https://arxiv.org/abs/1805.08318)), trained with sagan_jax on the data set
+`{data}` for {step:,} steps of {batch_size} pictures (updates of the discriminator in each:
+{updates}). Its {weights:,} weights are {averaging}, with spectral norms folded in
+and batch statistics fixed. The samples are not chosen.
+
+Classes: {classes}.
+
+## Use
+
+`pip install jax flatbuffers`, of JAX {jax} or later, on a CPU, a CUDA GPU or a TPU:
+
+```python
+from pathlib import Path
+
+import numpy as np
+from jax import export
+
+program = export.deserialize(Path('generator.stablehlo').read_bytes())
+z = np.random.default_rng(0).standard_normal((8, {z_dim}), np.float32)  # any number of rows
+labels = np.arange(8, dtype=np.int32) % {num_classes}
+images = program.call(z, labels)  # float32 [8, {size}, {size}, 3] in [-1, 1]
+pixels = np.round((np.asarray(images) + 1) * 127.5).astype(np.uint8)
+```
+
+| file | what it is |
+|---|---|
+| `generator.stablehlo` | the program above, with its weights, in the format of `jax.export` |
+| `generator.safetensors` | the weights and batch statistics alone, by name |
+| `generator.json` | inputs, outputs, names of the classes, the configuration, scores in full |
+
+## Scores
+
+{scores}
+
+## Configuration
+
+SHA-256 of the generator in the checkpoint of step {step}: `{sha256}`.
+
+```
+{config}
+```
+"""
+
+
+def _score_table(scores: list[evaluate.Row]) -> str:
+    """Each score with its protocol."""
+    if not scores:
+        return 'This checkpoint has not been scored.'
+    lines = ['| score | value | real pictures have | protocol |', '|---|---|---|---|']
+    for row in scores:
+        value = f'{row["value"]:.4g}' + (f' ± {row["std"]:.2g}' if 'std' in row else '')
+        real = f'{row["real_value"]:.4g}' if 'real_value' in row else '–'
+        protocol = [
+            f'{row["num_fake"]:,} samples',
+            f'{row["num_real"]:,} pictures of {row["data"]} ({row["split"]})',
+            *(f'{key} {row[key]}' for key in _PROTOCOL if key in row),
+        ]
+        lines.append(f'| `{row["name"]}` | {value} | {real} | {"; ".join(protocol)} |')
+    return '\n'.join(lines)

@@ -1,0 +1,242 @@
+"""Images of a trained model, as files: `--mode sample`."""
+
+import collections
+import contextlib
+import fcntl
+import json
+import math
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sagan_jax import figures, sampling
+from sagan_jax.errors import UserError
+from sagan_jax.files import atomic_path, remove_partial
+from sagan_jax.interruption import collected
+from sagan_jax.neighbours import nearest_pictures
+from sagan_jax.trained import Model
+
+# What can be drawn, and how many images, or rows of them, by default.
+DRAWINGS = {
+    'samples': 100,
+    'noise_interpolation': 8,
+    'class_interpolation': 8,
+    'nearest': 8,
+    'ranking': 100,
+}
+RECORD = 'samples.json'  # in a folder of samples: what they are
+
+_MOST_IN_A_GRID = 2500
+_NEIGHBOURS = 6
+
+
+def generate(
+    model: Model,
+    output: Path,
+    drawing: str = 'samples',
+    classes: Sequence[str] = (),
+    n: int | None = None,
+    seed: int = 0,
+    truncation: float | None = None,
+) -> None:
+    """Draws images of a model into files.
+
+    'samples' are images 0 … n - 1 of the seed: a grid if `output` ends in .png; arrays 'images',
+    'labels' and 'class_names' if it ends in .npz; otherwise a folder of PNG files, in a folder for
+    each class. Such a folder is finished if it was left unfinished, and added to if n has grown.
+
+    The others are pictures: 'noise_interpolation' and 'class_interpolation', a row each; 'ranking',
+    samples in the order of the discriminator's logits; 'nearest', samples beside the training
+    pictures whose features are closest to theirs.
+
+    Args:
+      model: see `sagan_jax.load`.
+      output: a file or a folder.
+      drawing: one of `DRAWINGS`.
+      classes: names or numbers; all by default.
+      n: how many images, or rows; by default as `DRAWINGS` says.
+      seed, truncation: see `Model.sample`.
+
+    Raises:
+      UserError: for what `Model.sample` refuses, a drawing that there is not, a folder that holds
+        anything else, and when something cannot be written.
+    """
+    if drawing not in DRAWINGS:
+        raise UserError(f'There is no drawing {drawing!r}: choose among {", ".join(DRAWINGS)}.')
+    n = DRAWINGS[drawing] if n is None else n
+    is_picture = output.suffix == '.png'
+    if drawing != 'samples' and not is_picture:
+        raise UserError(f'{drawing} is one picture: give an --output that ends in .png.')
+    write = _write_arrays if output.suffix == '.npz' else _write_folder
+    try:
+        if is_picture:
+            _write_picture(model, output, drawing, classes, n, seed, truncation)
+        else:
+            write(model, output, classes, n, seed, truncation)
+    except OSError as error:
+        raise UserError(
+            f'{output} cannot be written ({error.strerror or error}): make room, or choose another '
+            '--output.'
+        ) from error
+    print(f'written        {output}')
+
+
+# ---- One picture. ------------------------------------------------------------------------------
+
+
+def _write_picture(model, path: Path, drawing: str, classes, n, seed, truncation) -> None:
+    if n > _MOST_IN_A_GRID:
+        raise UserError(
+            f'{n:,} images are too many for one picture: give an --output that ends in .npz, or a '
+            'folder.'
+        )
+    if drawing.endswith('interpolation'):
+        in_noise = drawing == 'noise_interpolation'
+        interpolate = model.interpolate_noise if in_noise else model.interpolate_classes
+        rows = interpolate(classes, n, seed, truncation)
+        grid = figures.image_grid(np.concatenate(rows), columns=rows.shape[1])
+        return figures.save_png(path, grid)
+
+    images, labels = model.sample(classes, n, seed, truncation), model.labels(classes, n)
+    if drawing == 'nearest':
+        found = nearest_pictures(model.config, images, _NEIGHBOURS)
+        figure = figures.neighbours_figure(images, found.pictures, found.distances)
+        figures.save_figure(path, figure)
+        print(
+            'nearest        training picture, median distance: '
+            f'{np.median(found.distances[:, 0]):.3g} from a sample, '
+            f'{np.median(found.among_pictures):.3g} from another training picture'
+        )
+        return None
+    order, columns = np.arange(n), math.isqrt(n - 1) + 1
+    kinds = len(classes or model.class_names)
+    if drawing == 'ranking':
+        logits = model.score(images, labels)
+        order = np.argsort(-logits)
+        print(f'ranking        logits from {logits.max():+.3g} to {logits.min():+.3g}')
+    elif 1 < kinds < n and n % kinds == 0:  # a row a class
+        order, columns = order.reshape(-1, kinds).T.ravel(), n // kinds
+    return figures.save_png(path, figures.image_grid(images[order], columns))
+
+
+# ---- Any number of images, in memory for a few batches. ----------------------------------------
+
+
+def _write_arrays(model, path: Path, classes, n, seed, truncation) -> None:
+    labels, size = model.labels(classes, n), model.config.dataset.image_size
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': (n, size, size, 3)}
+    stream = model.stream(np.arange(n), labels, seed, truncation)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
+        with archive.open('images.npy', 'w', force_zip64=True) as file, _progress(n) as bar:
+            np.lib.format.write_array_header_1_0(file, header)
+            for images in stream:
+                file.write(images.tobytes())
+                bar.update(len(images))
+        for name, array in (('labels', labels), ('class_names', np.array(model.class_names))):
+            with archive.open(f'{name}.npy', 'w') as file:
+                np.lib.format.write_array(file, array)
+
+
+def _write_folder(model, folder: Path, classes, n, seed, truncation) -> None:
+    labels = model.labels(classes, n)
+    names = [''] * len(model.class_names)
+    if model.config.model.conditioning != 'none':
+        names = [name.replace('/', '_') for name in model.class_names]
+    record = {
+        'step': model.step,
+        'sha256': model.sha256[:16],
+        'classes': [names[label] for label in sampling.class_numbers(classes, model.class_names)],
+        'seed': seed,
+        'truncation': truncation,
+        'num_images': n,
+    }
+
+    def path(number):
+        return folder / names[labels[number]] / f'{number:06d}.png'
+
+    with _alone_in(folder):
+        _check_record(folder, record)
+        remove_partial(folder, *(folder / name for name in names))
+        missing = np.array([number for number in range(n) if not path(number).exists()], np.int32)
+        print(f'images         {n - len(missing):,} of {n:,} are there already')
+        if not len(missing):
+            return
+        stream = model.stream(missing, labels[missing], seed, truncation)
+        with atomic_path(folder / RECORD) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + '\n')
+
+        since, done = time.monotonic(), 0
+        under_way = collections.deque()  # batches that threads write, while devices draw the next
+        with ThreadPoolExecutor() as pool, collected() as signals, _progress(len(missing)) as bar:
+            for images in stream:
+                numbers = missing[done : done + len(images)]
+                under_way.append(
+                    [
+                        pool.submit(figures.save_png, path(number), image)
+                        for number, image in zip(numbers, images, strict=True)
+                    ]
+                )
+                done += len(images)
+                bar.update(len(images))
+                is_last = bool(signals) or done == len(missing)
+                while len(under_way) > (0 if is_last else 2):
+                    for written in under_way.popleft():
+                        written.result()
+                if is_last:
+                    break
+    seconds = time.monotonic() - since
+    print(f'               {done:,} in {seconds:.1f} s, {done / seconds:,.0f} images/s')
+    if done < len(missing):
+        print(f'interrupted    after {done:,} images: give the same command to go on')
+        sys.exit(128 + signals[0])
+
+
+def _progress(total: int) -> tqdm:
+    return tqdm(desc='images', total=total, unit='img')
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds a lock that the system releases even if the process is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f'Another process is writing to {folder}: wait for it, or choose another --output.'
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_record(folder: Path, record: dict[str, Any]) -> None:
+    """Refuses a folder that holds anything but images of the same checkpoint and settings."""
+    path, other = folder / RECORD, []
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+            other = [
+                f'{key} {there[key]}, not {value}'
+                for key, value in record.items()
+                if (there[key] > value if key == 'num_images' else there[key] != value)
+            ]
+        except (ValueError, KeyError, TypeError):
+            other = [f'{RECORD} cannot be read']
+    elif any(not entry.name.startswith('.') for entry in folder.iterdir()):
+        other = [f'there is no {RECORD}']
+    if other:
+        raise UserError(
+            f'The folder {folder} holds something else ({"; ".join(other)}): choose another '
+            '--output, or remove it.'
+        )

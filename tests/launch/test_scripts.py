@@ -1,0 +1,142 @@
+"""The launch scripts, with small programs in the places of srun, gcloud and training."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """Makes programs of bash lines, which are found before all others."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+
+    def make(**lines):
+        for name, body in lines.items():
+            (folder / name).write_text(f'#!/usr/bin/env bash\n{body}\n')
+            (folder / name).chmod(0o755)
+        return os.environ | {'PATH': f'{folder}:{os.environ["PATH"]}', 'HERE': str(tmp_path)}
+
+    return make
+
+
+def run(script, *arguments, env):
+    return subprocess.run(
+        [str(ROOT / 'launch' / script), *arguments], env=env, capture_output=True, text=True
+    )
+
+
+# Ends with the statuses in $HERE/statuses, one a call, and notes what it was called with.
+ENDS = """
+echo "$@" >> $HERE/calls
+status=$(head -1 $HERE/statuses)
+sed -i 1d $HERE/statuses
+exit $status
+"""
+
+
+@pytest.mark.parametrize(
+    ('statuses', 'calls', 'last'),
+    [
+        ([0], 1, 0),
+        ([75, 137, 0], 3, 0),
+        ([2], 1, 2),
+        ([143], 1, 143),
+        ([1, 1, 1, 0], 3, 1),
+    ],
+)
+def test_until_done(programs, tmp_path, statuses, calls, last):
+    env = programs(train=ENDS)
+    (tmp_path / 'statuses').write_text(''.join(f'{status}\n' for status in statuses))
+    ended = run('until_done.sh', 'train', '--config', 'a b.py', env=env)
+    assert ended.returncode == last
+    assert (tmp_path / 'calls').read_text() == '--config a b.py\n' * calls
+    assert ('three times in a row' in ended.stderr) == (statuses[:3] == [1, 1, 1])
+
+
+@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_until_done_passes_signals_on_and_waits(programs, tmp_path, number, status):
+    saves = f"""
+    trap 'sleep 0.5; touch $HERE/saved; exit {status}' TERM INT
+    touch $HERE/started
+    while true; do sleep 0.05; done
+    """
+    env = programs(train=saves)
+    process = subprocess.Popen([str(ROOT / 'launch' / 'until_done.sh'), 'train'], env=env)
+    while not (tmp_path / 'started').exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(20) == status
+    assert (tmp_path / 'saved').exists()
+
+
+def slurm(programs, tmp_path, srun, **extra):
+    env = programs(srun=srun, scontrol='echo "$@" >> $HERE/scontrol')
+    env |= {'SLURM_SUBMIT_DIR': str(ROOT), 'SLURM_JOB_ID': '17'} | extra
+    process = subprocess.Popen(
+        [str(ROOT / 'launch' / 'slurm.sh'), '--config', 'configs/shapes.py:feat16'], env=env
+    )
+
+    def requeued():
+        path = tmp_path / 'scontrol'
+        return path.exists() and path.read_text() == 'requeue 17\n'
+
+    return process, requeued
+
+
+@pytest.mark.parametrize(
+    ('status', 'restarts', 'again'),
+    [(0, 0, False), (2, 0, False), (75, 0, True), (1, 19, True), (1, 20, False)],
+)
+def test_slurm_goes_back_into_the_queue_unless_done(programs, tmp_path, status, restarts, again):
+    (tmp_path / 'statuses').write_text(f'{status}\n')
+    process, requeued = slurm(programs, tmp_path, ENDS, SLURM_RESTART_COUNT=str(restarts))
+    assert process.wait(20) == status
+    assert requeued() == again
+    (call,) = (tmp_path / 'calls').read_text().splitlines()
+    assert call.endswith(
+        'python -u -m sagan_jax.main --config.distributed.coordinator=auto '
+        '--config configs/shapes.py:feat16'
+    )
+
+
+def test_slurm_asked_to_end_lets_the_run_save_and_goes_back(programs, tmp_path):
+    saves = """
+    trap 'sleep 0.5; touch $HERE/saved; exit 143' TERM
+    touch $HERE/started
+    while true; do sleep 0.05; done
+    """
+    process, requeued = slurm(programs, tmp_path, saves, SLURM_RESTART_COUNT='50')
+    while not (tmp_path / 'started').exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert (tmp_path / 'saved').exists()
+    assert requeued()
+
+
+def test_tpu_pod_starts_all_hosts_until_done(programs, tmp_path):
+    env = programs(gcloud=ENDS)
+    (tmp_path / 'statuses').write_text('255\n0\n')
+    arguments = ('my-tpu', 'zone-b', '--config', 'configs/a b.py', '--workdir', '/mnt/run')
+    assert run('tpu_pod.sh', *arguments, env=env).returncode == 0
+    first, second = (tmp_path / 'calls').read_text().splitlines()
+    assert first == second
+    assert first.startswith('compute tpus tpu-vm ssh my-tpu --zone zone-b --worker=all --command')
+    assert first.endswith(
+        '-m sagan_jax.main --config.distributed.coordinator=auto --config configs/a\\ b.py '
+        '--workdir /mnt/run'
+    )
+    assert run('tpu_pod.sh', 'my-tpu', env=env).returncode == 2
+
+
+def test_multi_gpu_without_gpus_says_so(programs):
+    ended = run('multi_gpu.sh', '--config', 'configs/shapes.py', env=programs())
+    assert ended.returncode == 1
+    assert 'error: JAX sees no GPU' in ended.stderr

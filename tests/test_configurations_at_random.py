@@ -1,0 +1,205 @@
+"""Combinations of settings that nobody thought of: each one trains and is saved, or is refused."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from configs import common
+from sagan_jax import checkpoints, models, ranges
+from sagan_jax.errors import UserError
+from sagan_jax.models import architectures
+from sagan_jax.replicas import replicate, single_copy
+from sagan_jax.train_step import create_state, create_train_step
+from tests import tiny
+
+REPEATED = ('steps_per_call', 'discriminator_steps', 'gradient_accumulation')
+
+
+def some(possible):
+    return st.lists(st.sampled_from(possible), unique=True, max_size=2).map(tuple)
+
+
+@st.composite
+def valid(draw):
+    """Keys by dotted name that make a configuration that can be trained."""
+    names = [
+        (name, size)
+        for name, sizes in architectures.ARCHITECTURES.items()
+        for size in sizes
+        if size <= 64
+    ]
+    name, size = draw(st.sampled_from(names))
+    found = {'model.architecture': name, 'dataset.image_size': size}
+    if name == 'dcgan':
+        found |= {'model.conditioning': 'none'}
+        found |= {f'model.{network}_attention': () for network in ('generator', 'discriminator')}
+    else:
+        arch = architectures.architecture(name, size)
+        found['model.conditioning'] = draw(st.sampled_from(['projection', 'acgan', 'none']))
+        for network, maps in (
+            ('generator', architectures.generator_resolutions(arch)),
+            ('discriminator', architectures.discriminator_resolutions(arch, size)),
+        ):
+            # Attention over 64×64 positions is right but slow.
+            possible = sorted({resolution for resolution in maps if resolution <= 32})
+            found[f'model.{network}_attention'] = draw(some(possible))
+    choices = {
+        'seed': [0, 1, 2**32 - 1],
+        'dtype': ['float32', 'bfloat16'],
+        'loss': ['hinge', 'non_saturating'],
+        'batch_size': [4, 8],
+        'dataset.num_classes': [0, 1, 3] if found['model.conditioning'] == 'none' else [1, 3],
+        'dataset.flip': [False, True],
+        'model.generator_width': [1, 2, 5],
+        'model.discriminator_width': [1, 2, 5],
+        'model.z_dim': [1, 5],
+        'model.attention_block': ['self_attention', 'residual'],
+        'model.attention_value_divisor': [1, 2, 8],
+        'model.attention_pooling': [True, False],
+        'model.attention_query_block': [0, 16, 4096],
+        'model.acgan_weight': [0.0, 0.5],
+        'model.initializer': ['xavier_uniform', 'orthogonal', 'normal'],
+        'spectral_norm.generator': [True, False],
+        'spectral_norm.discriminator': [True, False],
+        'spectral_norm.epsilon': [1e-12, 1e-4],
+        'batch_norm.cross_replica': [True, False],
+        'batch_norm.decay': [0.0, 0.999, 1.0],
+        'optimizer.b1': [0.0, 0.5],
+        'optimizer.generator_lr': [0.0, 1e-4],
+        'ema.decay': [0.0, 0.999, 1.0],
+        'ema.start_step': [0, 1],
+    }
+    found |= {key: draw(st.sampled_from(values)) for key, values in choices.items()}
+    # At most one of these: each doubles the program to compile.
+    repeated = draw(st.sampled_from([None, *REPEATED]))
+    return found | {key: 1 + (key == repeated) for key in REPEATED}
+
+
+def configuration(values):
+    config = common.get_config()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def trains_and_survives_a_checkpoint(values, devices, folder):
+    config = configuration(values)
+    used = jax.devices()[:devices]
+    train_step, state = create_train_step(config, used), replicate(create_state(config), used)
+    for seed in range(2):
+        state, metrics = train_step(state, *tiny.batch(config, seed))
+        for name, value in metrics.items():
+            assert np.isfinite(value).all(), name
+    step = int(state.step)
+    assert step == 2 * config.steps_per_call
+
+    saved = jax.tree.map(np.array, single_copy(state))
+    manager = checkpoints.open_manager(folder, keep=1)
+    assert checkpoints.save(manager, step, saved)
+    checkpoints.finish(manager, step, saved)
+    restored = checkpoints.restore_newest(manager, create_state(config))
+    manager.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    for name, leaf in checkpoints.named_leaves(restored).items():
+        np.testing.assert_array_equal(leaf, checkpoints.named_leaves(saved)[name], name)
+    jax.clear_caches()
+
+
+EXAMPLE = {'values': valid(), 'devices': st.sampled_from([1, 2])}
+# An example takes many seconds to compile, too many to look for a smaller one.
+SLOW = settings(
+    deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate], database=None
+)
+
+
+@given(**EXAMPLE)
+@settings(SLOW, max_examples=2, derandomize=True)
+def test_what_is_accepted_trains_and_survives_a_checkpoint(values, devices, tmp_path_factory):
+    trains_and_survives_a_checkpoint(values, devices, tmp_path_factory.mktemp('checkpoints'))
+
+
+@pytest.mark.thorough
+@given(**EXAMPLE)
+@settings(SLOW, max_examples=300)
+def test_what_is_accepted_among_many(values, devices, tmp_path_factory):
+    trains_and_survives_a_checkpoint(values, devices, tmp_path_factory.mktemp('checkpoints'))
+
+
+FAULTS = {
+    'loss': 'wasserstein',
+    'dtype': 'float16',
+    'model.architecture': 'biggan',
+    'model.attention_block': 'transformer',
+    'model.conditioning': 'concatenation',
+    'model.initializer': 'he',
+    'dataset.image_size': 48,
+    'model.generator_attention': (12,),
+    'model.discriminator_attention': (7,),
+    'model.attention_query_block': 24,
+}
+
+
+def outside(key):
+    """Values just and far out of a key's range, of the key's type."""
+    least, greatest, _ = ranges.RANGES[key]
+    default = common.get_config()
+    default.lock()
+    for name in key.split('.'):
+        default = default[name]
+    if isinstance(default, int):
+        values = [int(least) - 1, -1000]
+        return values if np.isinf(greatest) else [*values, int(greatest) + 1]
+    return [least - 1.0, float('nan'), -float('inf'), float('inf'), float(greatest) * 1.1 + 1]
+
+
+@st.composite
+def faulty(draw):
+    """`valid`, but for one key."""
+    values = draw(valid())
+    key = draw(st.sampled_from([*FAULTS, *ranges.RANGES]))
+    if key == 'model.attention_query_block':  # nothing to divide without attention
+        values |= {'model.architecture': 'pyramid', 'model.conditioning': 'none'}
+        values |= {'dataset.image_size': 32, 'model.generator_attention': (16,)}
+        values |= {'model.discriminator_attention': ()}
+    bad = [FAULTS[key]] if key in FAULTS else []
+    bad += outside(key) if key in ranges.RANGES else []
+    return key, values | {key: draw(st.sampled_from(bad))}
+
+
+@given(faulty())
+@settings(SLOW, max_examples=300, derandomize=True)
+def test_everything_else_is_refused_in_one_sentence(case):
+    key, values = case
+    with pytest.raises(UserError) as caught:
+        create_train_step(configuration(values), jax.devices()[:1])
+    message = str(caught.value)
+    assert key.rpartition('.')[2] in message or str(values[key]) in message
+    assert message.endswith('.')
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize('devices', [3, 8])
+def test_a_batch_that_does_not_divide_is_refused(devices):
+    config = tiny.config(batch_size=4)
+    with pytest.raises(UserError, match=f'batch_size=4 does not divide by the {devices} devices'):
+        create_train_step(config, jax.devices()[:devices])
+
+
+def test_every_number_has_a_range():
+    """A number that a configuration gains is thought of here too."""
+    config = common.get_config()
+    sections = {'': config} | {
+        f'{name}.': section for name, section in config.items() if hasattr(section, 'items')
+    }
+    numbers = {
+        prefix + name
+        for prefix, section in sections.items()
+        for name, value in section.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    assert numbers - {'dataset.image_size'} == set(ranges.RANGES)
+    ranges.check(config)
+    with pytest.raises(UserError, match=r'optimizer.b1=1.0 should be at least 0 and below 1'):
+        ranges.check(tiny.config(optimizer__b1=1.0))
+    assert models.create(tiny.config(ema__decay=1.0))

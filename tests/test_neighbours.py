@@ -1,0 +1,43 @@
+"""What was memorised is found, and what is told of distances is so."""
+
+import numpy as np
+
+from sagan_jax import data, references
+from sagan_jax.figures import neighbours_figure
+from sagan_jax.metrics.features import FeatureNetwork
+from sagan_jax.neighbours import nearest_pictures
+from tests import tiny
+
+
+def coarse(images):
+    """4×4 averages: [N, 32, 32, 3] → [N, 48]."""
+    return images.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 48)
+
+
+def test_a_memorised_picture_is_found(tmp_path, monkeypatch):
+    network = FeatureNetwork(
+        'coarse', 'none', 'none', lambda _, images: {'x': coarse(images)}, {}, 'x', 'x'
+    )
+    networks = references.Networks(network, None, False)
+    monkeypatch.setattr(references, 'load_networks', lambda config, source: networks)
+    config = tiny.folder_config(tiny.picture_folder(tmp_path / 'source'))
+    source = data.load(config.dataset)
+    real = np.stack([example['image'] for example in source.examples])
+    images = real[[5, 20]]
+    images[1, 0, 0] ^= 3  # all but memorised
+
+    found = nearest_pictures(config, images, k=4)
+    assert found.pictures.shape == (2, 4, 32, 32, 3)
+    np.testing.assert_array_equal(found.pictures[:, 0], real[[5, 20]])
+    features = coarse(real)
+    distances = np.linalg.norm(features[:, None] - features, axis=-1)
+    np.testing.assert_allclose(found.distances[0], np.sort(distances[5])[:4], atol=1e-3)
+    assert 0 < found.distances[1, 0] < 0.1
+    chosen = np.random.default_rng(0).permutation(len(real))[:2]
+    nearest_other = (distances + np.diag(np.full(len(real), np.inf))).min(1)
+    np.testing.assert_allclose(found.among_pictures, nearest_other[chosen], atol=1e-3)
+
+    figure = neighbours_figure(images, found.pictures, found.distances)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[0] == titles[5] == 'sample'
+    assert titles[2] == f'{found.distances[0, 1]:.3g}'

@@ -1,0 +1,232 @@
+"""The report of a run: whole in one file, safe to open, and there whatever is missing."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from sagan_jax import charts, evaluate, figures, provenance, report
+from sagan_jax.errors import UserError
+from tests import tiny
+
+NAMES = ['<script>alert(1)</script>', 'cat & "dog"', 'class2']
+ROW = {'step': 0, 'num_fake': 50, 'num_real': 36, 'split': 'train', 'seed': 0, 'versions': {}}
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would find: tags with their attributes, and the text outside of scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], '', []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ('meta', 'link', 'img', 'input', 'wbr'):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open and self.open[-1] not in ('script', 'style'):
+            self.text += text
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(workdir, **kwargs):
+    return Page(report.html(workdir, **kwargs))
+
+
+def picture(step):
+    rng = np.random.default_rng(step)
+    return rng.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A run of 1,000 log lines, 30 sample grids and 3 evaluations, as training leaves it."""
+    workdir = tmp_path_factory.mktemp('finished')
+    data = {'name': 'folder', 'count': 1234, 'class_names': NAMES}
+    provenance.write(workdir, tiny.config(num_train_steps=6000), data)
+    names = ('generator_loss', 'discriminator_loss', 'real_logit', 'fake_logit', 'generator_sigma')
+    gammas = ('generator_gamma8', 'generator_gamma16', 'discriminator_gamma16')
+    lines = [
+        {'step': 5 * i} | {name: i / 1000 + k for k, name in enumerate(names + gammas)}
+        for i in range(1, 1001)
+    ]
+    lines.insert(500, {'step': 2500, 'fid50_train': 12.5})
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    (workdir / 'metrics.jsonl').write_text(text + '{"step": 5005, "gener')
+    for step in range(0, 6000, 200):
+        path = workdir / 'samples' / f'{step:06d}.png'
+        figures.save_png(path, figures.image_grid(picture(step), 10))
+    figures.save_png(workdir / 'samples' / 'reals.png', figures.image_grid(picture(1), 10))
+    for step in (1000, 2000, 5000):
+        row = ROW | {'step': step, 'resize': 'tf1'}
+        fid = row | {'name': 'fid50_train', 'value': step / 70, 'features': 'inception'}
+        other = fid | {'features': '<b>other</b>', 'value': 1.0}
+        share = row | {'name': 'class_share50', 'value': 0.5, 'real_value': 0.75, 'std': 0.125}
+        evaluate.write(workdir, step, [fid, share] + ([other] if step == 5000 else []))
+    return workdir
+
+
+def test_sections(finished):
+    page = read(finished)
+    for heading in ('Samples', 'Classes', 'Scores', 'Curves', 'Attention maps'):
+        assert f'\n{heading}' in page.text or heading in page.text
+    for fact in (
+        'folder: 1,234 pictures of 32×32 in 3 classes',
+        'hinge loss',
+        'Step 5,000 of 6,000',
+    ):
+        assert fact in page.text
+    assert 'evaluation.batch_size' in page.text  # of the whole configuration
+
+
+def test_it_needs_nobody(finished):
+    report.write(finished)
+    text = (finished / 'report.html').read_text()
+    page = Page(text)
+    sources = [
+        (name, value)
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ('src', 'href', 'srcset', 'action', 'poster', 'style') or name.startswith('on')
+    ]
+    assert len(sources) > 30
+    assert all(value.startswith('data:') for _, value in sources)
+    assert '://' not in text
+    assert 'url(' not in text
+    (policy,) = (tag['content'] for tag in page.all('meta') if 'http-equiv' in tag)
+    assert policy.startswith("default-src 'none'; connect-src 'none'; img-src data:; ")
+    assert 'unsafe' not in policy
+    for tag in ('style', 'script'):
+        (content,) = re.findall(f'<{tag}>(.*?)</{tag}>', text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}';" in policy
+    assert page.all('meta')[0] == {'charset': 'utf-8'}
+    assert any(tag.get('name') == 'viewport' for tag in page.all('meta'))
+    assert 'prefers-color-scheme: dark' in text
+
+
+def test_what_the_run_is_called_is_no_html(finished):
+    page = read(finished)
+    assert len(page.all('script')) == 1
+    assert page.all('b') == []
+    for text in (*NAMES, '<b>other</b>'):
+        assert text in page.text
+    assert f'{NAMES[0]}, samples' in [image['alt'] for image in page.all('img')]
+
+
+def test_sliders_and_curves_of_a_long_run_are_thinned_out(finished):
+    page = read(finished)
+    steps = [tag for tag in page.all('img') if tag['alt'].startswith('step ')]
+    assert len(steps) == 24
+    assert (steps[0]['alt'], steps[-1]['alt']) == ('step 0', 'step 5,800')
+    assert ['hidden' in tag for tag in steps] == [True] * 23 + [False]
+    (slider,) = (tag for tag in page.all('input') if tag['type'] == 'range')
+    assert (slider['max'], slider['value']) == ('23', '23')
+    groups = [tag['data-values'].split() for tag in page.all('g')]
+    metrics = [group for group in groups if len(group) > 3]
+    assert [len(group) for group in metrics] == [300] * 8
+    assert all(group[0].startswith('5:') and group[-1].startswith('5000:') for group in metrics)
+
+
+def test_writing_a_long_run_takes_less_than_a_second(finished):
+    report.write(finished)
+    since = time.monotonic()
+    report.write(finished)
+    assert time.monotonic() - since < 1
+    assert (finished / 'report.html').stat().st_size < 5e6
+
+
+def test_an_accent_for_each_network(finished):
+    text = report.html(finished)
+    shown = dict(re.findall(r'<title>([^<]+)</title><polyline [^>]*stroke="([^"]+)"', text))
+    blue, red = charts.COLOURS[:2]
+    assert shown['generator'] == shown['fake'] == shown['generator 8'] == blue
+    assert shown['discriminator'] == shown['real'] == shown['discriminator 16'] == red
+    assert re.search(r'<title>generator 16</title><polyline [^>]*stroke-dasharray', text)
+
+
+def test_scores_stand_with_their_protocols(finished):
+    page = read(finished)
+    text = ' '.join(page.text.split())
+    for part in ('fid50_train (1)', 'fid50_train (2)', '0.5 ± 0.12', '0.75'):
+        assert part in text
+    assert 'all that have it' in text
+    assert 'resize tf1' in text
+    titles = re.findall(r'class="title">([^<]+)<', report.html(finished))
+    assert titles[:2] == ['fid50_train (1)', 'class_share50']  # the third was measured once
+    assert 'fid50_train' not in titles  # nor stand scores among the metrics
+
+
+def test_rows_of_classes(finished):
+    alts = [image['alt'] for image in read(finished).all('img')]
+    assert [alt for alt in alts if alt.startswith('class2')] == [
+        'class2, samples', 'class2, real pictures',
+    ]  # fmt: skip
+
+
+def test_attention_maps(finished, tmp_path):
+    assert '--mode figures' in read(finished).text
+    workdir = tmp_path / 'run'
+    shutil.copytree(finished, workdir)
+    figures.save_png(workdir / 'figures' / 'attention_generator.png', picture(0)[0])
+    page = read(workdir)
+    assert '--mode figures' not in page.text
+    assert 'of the generator' in [image['alt'] for image in page.all('img')]
+    provenance.write(workdir, tiny.config(model__attention_block='residual'), {})
+    assert 'have no attention' in read(workdir).text
+
+
+@pytest.mark.parametrize('conditioning', ['none', 'projection'])
+def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
+    config = tiny.config(model__conditioning=conditioning)
+    with pytest.raises(UserError, match='There is no run in'):
+        report.write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    provenance.write(tmp_path, config, {})
+    page = read(tmp_path)
+    for part in ('Step 0 of 4', 'None are drawn yet', 'None are measured yet', 'Too little is'):
+        assert part in page.text
+    grid = figures.image_grid(picture(0)[: 10 if conditioning == 'none' else 30], 10)
+    figures.save_png(tmp_path / 'samples' / '000000.png', grid)
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "generator_loss": NaN}\n')
+    page = read(tmp_path)
+    assert 'Step 1 of 4' in page.text
+    assert ('Classes' in page.text) == (conditioning == 'projection')
+
+
+def test_a_million_steps_come_after_fewer(tmp_path):
+    provenance.write(tmp_path, tiny.config(num_train_steps=1_000_000), {})
+    for step in (1_000_000, 250_000, 0):
+        grid = figures.image_grid(picture(step), 10)
+        figures.save_png(tmp_path / 'samples' / f'{step:06d}.png', grid)
+        evaluate.write(tmp_path, step, [ROW | {'step': step, 'name': 'fid50_train', 'value': 1.0}])
+    page = read(tmp_path)
+    alts = [image['alt'] for image in page.all('img') if image['alt'].startswith('step')]
+    assert alts == ['step 0', 'step 250,000', 'step 1,000,000']
+    assert 'fid50_train' + '1' + '1,000,000' in page.text  # the cells of name, value and step
+
+
+def test_a_served_report_follows_its_run(finished):
+    text = report.html(finished, served=True)
+    assert "connect-src 'self'" in text
+    assert 'setInterval' in text
+    assert 'draw' in [tag['href'] for tag in Page(text).all('a')]
+    assert 'setInterval' not in report.html(finished)

@@ -1,0 +1,210 @@
+"""A trained model: the same images from the same seed, and what lies between them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+import sagan_jax
+from sagan_jax import checkpoints, models, provenance, sampling, trained
+from sagan_jax.errors import UserError
+from sagan_jax.streams import Stream
+from sagan_jax.train_step import create_state
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def run(trained_workdir):
+    return provenance.read(trained_workdir)[0], trained_workdir
+
+
+@pytest.fixture(scope='module')
+def model(run):
+    return sagan_jax.load(run[1])
+
+
+def near(actual, expected):
+    """Equal but for what rounding may do to a level."""
+    assert actual.shape == expected.shape
+    difference = np.abs(actual.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+# ---- Images. -----------------------------------------------------------------------------------
+
+
+def test_the_configuration_comes_from_the_folder(model):
+    assert model.config.to_json() == tiny.config(ema__decay=0.5).to_json()
+    assert model.config.model.generator_attention == (16,)
+    assert model.class_names == ('class0', 'class1', 'class2')
+    assert model.step == 7
+
+
+def test_images_are_those_of_the_averaged_generator_one_by_one(run, model):
+    config, workdir = run
+    manager = checkpoints.open_manager(workdir / 'checkpoints')
+    state = checkpoints.restore(manager, jax.eval_shape(lambda: create_state(config)), 7)
+    manager.close()
+    frozen = sampling.create_freeze(config)(state.generator | {'params': state.ema_params})
+    generator, _ = models.create(config)
+    images = model.sample(classes=['class2', 0], n=5, seed=3)
+    assert images.dtype == np.uint8
+    stream_key = jax.random.fold_in(jax.random.key(3), Stream.NUMBERED_NOISE)
+    apply = jax.jit(generator.apply, static_argnames='train')
+    for number, label in enumerate([2, 0, 2, 0, 2]):
+        z = jax.random.normal(jax.random.fold_in(stream_key, number), (1, 8))
+        image, _ = apply(frozen, z, np.array([label]), train=False)
+        near(images[number], np.round((np.asarray(image[0]) + 1) * 127.5))
+    assert len(np.unique(images.reshape(5, -1), axis=0)) == 5
+
+
+@pytest.mark.parametrize(('devices', 'batch_size'), [(1, 64), (8, 64), (8, 5)])
+def test_neither_devices_nor_batches_change_an_image(run, model, devices, batch_size, monkeypatch):
+    config, workdir = run
+    config = config.copy_and_resolve_references().unlock()
+    config.evaluation.batch_size = batch_size
+    expected = model.sample(n=21, seed=1)
+    monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:devices])
+    found = trained.load(workdir, config=config).sample(n=21, seed=1)
+    near(found, expected)
+
+
+def test_numbers_decide_and_not_what_is_beside_them(model):
+    images = model.sample(classes=[1], n=20, seed=5)
+    some = np.array([17, 3])
+    near(np.concatenate(list(model.stream(some, np.array([1, 1]), 5))), images[some])
+    near(model.sample(classes=[1], n=4, seed=5), images[:4])
+    assert (model.sample(classes=[1], n=4, seed=6) != images[:4]).mean() > 0.5
+    assert (model.sample(classes=[2], n=4, seed=5) != images[:4]).mean() > 0.1
+
+
+def test_a_stream_draws_no_more_than_is_asked_for(model):
+    count = 10**7  # hours, if they were drawn
+    assert next(model.stream(np.arange(count), model.labels(n=count), 0)).shape == (64, 32, 32, 3)
+
+
+def test_classes_are_taken_in_turn(model):
+    np.testing.assert_array_equal(model.labels(n=7), [0, 1, 2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(model.labels(['class2', '0', 1], 4), [2, 0, 1, 2])
+    np.testing.assert_array_equal(model.labels('class1', 2), [1, 1])
+    named = dataclasses.replace(model, class_names=('1', '2', '3'))  # names go before numbers
+    np.testing.assert_array_equal(named.labels(['1', '3', '0'], 3), [0, 2, 0])
+    np.testing.assert_array_equal(named.labels(n=4), [0, 1, 2, 0])
+
+
+def test_floats_are_those_that_are_rounded(model):
+    z, labels = model.noise(6, seed=2), model.labels(n=6)
+    floats = model.generate(z, labels)
+    assert floats.dtype == np.float32
+    assert np.abs(floats).max() <= 1
+    near(model.sample(n=6, seed=2), np.round((floats + 1) * 127.5))
+
+
+def test_truncation_resamples_and_does_not_rescale(model):
+    for threshold in (0.5, 2):
+        z = model.noise(2000, seed=0, truncation=threshold).ravel()
+        assert np.abs(z).max() <= threshold
+        expected = scipy.stats.truncnorm(-threshold, threshold)
+        assert scipy.stats.kstest(z, expected.cdf).pvalue > 1e-3
+    assert np.abs(model.noise(2000, seed=0)).max() > 3
+    near(
+        model.sample(n=3, truncation=0.5),
+        np.round((model.generate(model.noise(3, truncation=0.5), model.labels(n=3)) + 1) * 127.5),
+    )
+
+
+# ---- Between images. ---------------------------------------------------------------------------
+
+
+def test_ways_in_noise_begin_and_end_at_samples(model):
+    rows = model.interpolate_noise(['class1'], n=3, seed=4, steps=5)
+    assert rows.shape == (3, 5, 32, 32, 3)
+    samples = model.sample(['class1'], n=6, seed=4)
+    near(rows[:, 0], samples[::2])
+    near(rows[:, -1], samples[1::2])
+    assert (rows[:, 1:] != rows[:, :-1]).any((2, 3, 4)).all()
+
+
+def test_ways_between_classes_pass_through_each(model):
+    rows = model.interpolate_classes([2, 0, 1], n=2, seed=4, steps=5)
+    assert rows.shape == (2, 5, 32, 32, 3)
+    for column, label in ((0, 2), (2, 0), (4, 1)):
+        near(rows[:, column], model.sample([label], n=2, seed=4))
+    assert (rows[:, 1:] != rows[:, :-1]).any((2, 3, 4)).all()
+
+
+def test_scores_are_the_discriminators_logits(run, model):
+    images, labels = model.sample(n=6), model.labels(n=6)
+    _, discriminator = models.create(run[0])
+    apply = jax.jit(discriminator.apply, static_argnames='train')
+    expected, _ = apply(model.discriminator, images / np.float32(127.5) - 1, labels, train=False)
+    np.testing.assert_allclose(model.score(images, labels), expected, rtol=1e-4, atol=1e-4)
+    other = model.score(images, (labels + 1) % 3)
+    assert np.abs(other - expected).max() > 1e-2
+
+
+# ---- Mistakes. ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'classes': ['99999']}, "no class '99999': give names such as class0 or numbers below 3"),
+        ({'classes': [-1]}, "no class '-1'"),
+        ({'classes': ['clas1']}, "no class 'clas1': give names such as class1, "),
+        ({'n': 0}, '^0 images'),
+        ({'n': -3}, '^-3 images'),
+        ({'seed': -1}, '^-1 is no seed'),
+        ({'seed': 2**32}, 'is no seed'),
+        ({'truncation': 0}, '^0 is no threshold'),
+        ({'truncation': -0.5}, '^-0.5 is no threshold'),
+        ({'truncation': float('nan')}, 'nan is no threshold'),
+        ({'truncation': 1e6}, 'up to 5'),
+    ],
+)
+def test_mistakes(model, arguments, message):
+    for draw in (model.sample, model.interpolate_noise):
+        with pytest.raises(UserError, match=message):
+            draw(**arguments)
+
+
+def test_classes_of_a_generator_without_any(model):
+    config = tiny.config(model__conditioning='none', dataset__num_classes=1)
+    without = dataclasses.replace(model, config=config, class_names=('all',))
+    np.testing.assert_array_equal(without.labels(n=3), [0, 0, 0])
+    with pytest.raises(UserError, match='without classes'):
+        without.labels(['all'], 3)
+    with pytest.raises(UserError, match='two of them'):
+        model.interpolate_classes(['class1'])
+
+
+def test_runs_that_are_not_there(run, tmp_path):
+    with pytest.raises(UserError, match=f'no run in {tmp_path}'):
+        sagan_jax.load(tmp_path)
+    config, workdir = run
+    with pytest.raises(UserError, match='best: train first'):
+        sagan_jax.load(workdir, 'best')
+    with pytest.raises(UserError, match='choose newest, best'):
+        sagan_jax.load(workdir, 'all')
+    with pytest.raises(UserError, match='no checkpoint 8'):
+        sagan_jax.load(workdir, 8)
+    other = config.copy_and_resolve_references().unlock()
+    other.model.z_dim = 9
+    with pytest.raises(UserError, match='another configuration, model'):
+        trained.load(workdir, config=other)
+    provenance.write(tmp_path, config, {'class_names': ['a', 'b', 'c']})
+    with pytest.raises(UserError, match='no checkpoint in'):
+        sagan_jax.load(tmp_path)
+
+
+def test_a_run_that_did_not_write_down_its_classes_has_numbers(run, tmp_path):
+    config = tiny.config(dataset__num_classes=12)
+    provenance.write(tmp_path, config, {'class_names': []})
+    path = tmp_path / 'config.json'
+    path.write_text(path.read_text().replace('class_names', 'nothing'))
+    _, names = provenance.read(tmp_path)
+    assert names[:3] == ('00', '01', '02')
+    assert len(names) == 12
