@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def programs(tmp_path):
         for name, body in lines.items():
             (folder / name).write_text(f'#!/usr/bin/env bash\n{body}\n')
             (folder / name).chmod(0o755)
-        return os.environ | {'PATH': f'{folder}:{os.environ["PATH"]}', 'HERE': str(tmp_path)}
+        path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ['PATH']])
+        return os.environ | {'PATH': path, 'HERE': str(tmp_path)}
 
     return make
 

@@ -1,0 +1,124 @@
+"""The README and the documentation: their links lead somewhere, their commands are understood."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+from configs import common
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+NAMES = [path.name for path in PAGES]
+
+
+def commands(page):
+    """The commands of a page that start Python, of code blocks and of the text, as words."""
+    text = page.read_text()
+    blocks = re.findall(r'```sh\n(.*?)```', text, re.DOTALL)
+    inline = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', text, flags=re.DOTALL))
+    lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
+    lines += [' '.join(code.split()) for code in inline]
+    found = (re.search(r'python -m ((?:sagan_jax|launch)\S*.*)', line) for line in lines)
+    return [shlex.split(match[1]) for match in found if match]
+
+
+ALL = [(page.name, words) for page in PAGES for words in commands(page)]
+MODULES = sorted({words[0] for _, words in ALL})
+
+
+@pytest.mark.parametrize('page', PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r'\]\(([^)]+)\)', page.read_text())
+    for link in links:
+        path, _, _ = link.partition('#')
+        assert link.startswith('https://') or (page.parent / path).exists(), link
+
+
+def test_commands_are_found():
+    assert len(ALL) > 20
+    assert {'sagan_jax.main', 'sagan_jax.metrics', 'launch.sweep', 'launch.report'} <= set(MODULES)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_flags_of_commands_exist(module):
+    command = [sys.executable, '-m', module, '--help']
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert module in told or 'usage' in told
+    for page, words in ALL:
+        if words[0] == module:
+            own = words[: words.index('--')] if '--' in words else words
+            for flag in {word.partition('=')[0] for word in own if word.startswith('--')}:
+                known = re.search(rf'(?<![\w-])--(\[no\])?{flag[2:]}(?!\w)', told)
+                assert known or flag.startswith('--config.'), f'{flag} in {page}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=NAMES)
+def test_configurations_and_keys_exist(page):
+    text = page.read_text()
+    keys = flatten_dict(common.get_config().to_dict(), sep='.')
+    for key in re.findall(r'--config\.([a-z_0-9.]*[a-z_0-9])', text):
+        assert key in keys, key
+    for name, variant in re.findall(r'configs/(\w+)\.py(?::(\w+))?', text):
+        module = importlib.import_module(f'configs.{name}')
+        if variant:
+            assert module.get_config(variant)
+
+
+# ---- What the README does with a trained run, as it stands there. ------------------------------
+
+
+def of_the_tests(text, workdir):
+    """A command or a program of the README for the run in `workdir` and its classes."""
+    for there, here in (
+        ('runs/quickstart', str(workdir)),
+        ('FOLDER', str(workdir / 'folder')),
+        ('50000', '30'),
+        ('star,cross', 'class2,0'),
+        ("['star']", "['class2']"),
+    ):
+        text = text.replace(there, here)
+    return text
+
+
+@pytest.fixture
+def workdir(trained_workdir, tmp_path):
+    """The run of the tests, with its checkpoint alone of all that others may have written."""
+    for name in ('config.json', 'checkpoints'):
+        (tmp_path / name).symlink_to(trained_workdir / name)
+    return tmp_path
+
+
+def test_sampling_and_exporting(workdir):
+    """Every command of the README that draws or exports."""
+    given = [words for words in commands(ROOT / 'README.md') if {'sample', 'export'} & {*words}]
+    assert len(given) == 3
+    for words in given:
+        words = [of_the_tests(word, workdir) for word in words]
+        subprocess.run(
+            [sys.executable, '-m', *words],
+            cwd=ROOT,
+            env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
+            check=True,
+        )
+    with Image.open(workdir / 'generated' / 'samples.png') as image:
+        assert np.asarray(image).std() > 10
+    assert len(list((workdir / 'folder').glob('class*/*.png'))) == 30
+    assert (workdir / 'export' / 'generator.stablehlo').exists()
+
+
+def test_three_lines_of_python(workdir):
+    (program,) = re.findall(
+        r'```python\n(import sagan_jax\n.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL
+    )
+    names = {}
+    exec(of_the_tests(program, workdir), names)
+    assert (names['images'].dtype, names['images'].shape) == (np.uint8, (8, 32, 32, 3))
