@@ -9,8 +9,8 @@ On first use the pictures are cropped to their centre, resized once to `dataset.
 classes, put them into one class folder and add --config.dataset.num_classes=1
 --config.model.conditioning=none
 
-The defaults are made for 64×64 on one GPU. A GPU with bfloat16 units is about twice as fast with
---config.dtype=bfloat16; on a CPU take --config.dataset.image_size=32 and widths of 16 to 32.
+The defaults are made for 64×64 on one GPU; --config.dtype=bfloat16 computes activations in half
+precision. On a CPU take --config.dataset.image_size=32 and widths of 16 to 32.
 """
 
 import ml_collections

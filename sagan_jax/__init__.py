@@ -1,7 +1,7 @@
 """Self-Attention Generative Adversarial Networks (Zhang et al., ICML 2019) in JAX and Flax.
 
 model = sagan_jax.load('runs/quickstart')
-images = model.sample(classes=['circle'], n=8, seed=0)  # uint8 [8, 32, 32, 3]
+images = model.sample(classes=['star'], n=8, seed=0)  # uint8 [8, 32, 32, 3]
 """
 
 import os
