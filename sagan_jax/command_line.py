@@ -44,9 +44,11 @@ def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
 
 def _quieten_failed_writes() -> None:
     """A checkpoint that cannot be written is told in a sentence, to which Orbax and TensorStore
-    would add a thousand lines: an exception left over for each of its arrays and threads."""
+    would add a thousand lines: an exception left over for each of its arrays and threads, logged
+    and then raised."""
     unraisable, in_thread = sys.unraisablehook, threading.excepthook
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
 
     def report_unraisable(args):
         if str(args.exc_value) != 'Event loop is closed':
