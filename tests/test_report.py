@@ -148,9 +148,9 @@ def test_sliders_and_curves_of_a_long_run_are_thinned_out(finished):
 
 def test_writing_a_long_run_takes_less_than_a_second(finished):
     report.write(finished)
-    since = time.monotonic()
+    since = time.process_time()  # whatever else the machine does
     report.write(finished)
-    assert time.monotonic() - since < 1
+    assert time.process_time() - since < 1
     assert (finished / 'report.html').stat().st_size < 5e6
 
 
