@@ -2,8 +2,8 @@
 
 With --mode evaluate it scores the checkpoints of a run instead, with --mode figures it draws the
 paper's figures for it, with --mode sample images of its generator, with --mode export it writes the
-generator for other programs, and with --mode serve it shows the run in a browser. For the last
-three --workdir is enough.
+generator for other programs, and with --mode serve it shows the run in a browser. For all of these
+--workdir is enough.
 
 A configuration file may have variants, chosen as --config configs/imagenet128.py:feat32, and any
 of its keys can be changed: --config.batch_size=64 --config.optimizer.generator_lr=2e-4
@@ -68,39 +68,42 @@ _PORT = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-    if _MODE.value in ('sample', 'export', 'serve'):
-        return _use_run(_MODE.value)
-    if _CONFIG.value is None:
+    if _CONFIG.value is None and _MODE.value == 'train':
         raise UserError('No configuration was given: try --config configs/quickstart.py.')
+    if _CONFIG.value is None and _WORKDIR.value is None:
+        raise UserError('No run was given: try --workdir runs/quickstart.')
+    workdir = Path(_WORKDIR.value or _default_workdir())
+    if _MODE.value in ('sample', 'export', 'serve'):
+        return _use_model(_MODE.value, workdir)
     # Imported late, so that --help and mistakes on the command line are answered at once.
-    from sagan_jax import processes
+    from sagan_jax import processes, provenance, report
     from sagan_jax.evaluate import evaluate
     from sagan_jax.illustrate import illustrate
     from sagan_jax.train import train
 
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value or _default_workdir())
+    config = _CONFIG.value or provenance.read(workdir)[0]
     if config.distributed.coordinator and _MODE.value == 'figures':
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
     with processes.joined(config):
+        if _MODE.value == 'train':
+            return train(config, workdir)
         if _MODE.value == 'evaluate':
             evaluate(config, workdir, _CHECKPOINT.value)
-        elif _MODE.value == 'figures':
+        else:
             points = [_point(text) for text in _POINTS.value]
             illustrate(config, workdir, _CHECKPOINT.value, _FIGURES.value, _CLASSES.value, points)
-        else:
-            train(config, workdir)
+        if processes.is_first():
+            report.write(workdir)
+            print(f'written        {workdir / "report.html"}')
     return None
 
 
-def _use_run(mode: str) -> None:
-    if _CONFIG.value is None and _WORKDIR.value is None:
-        raise UserError('No run was given: try --workdir runs/quickstart.')
+def _use_model(mode: str, workdir: Path) -> None:
     from sagan_jax.export import export
     from sagan_jax.generate import generate
     from sagan_jax.serve import serve
     from sagan_jax.trained import load
 
-    workdir = Path(_WORKDIR.value or _default_workdir())
     if mode == 'serve':
         return serve(workdir, _HOST.value, _PORT.value)
     model = load(workdir, _CHECKPOINT.value, _CONFIG.value)

@@ -110,11 +110,13 @@ def _code_sha256() -> str:
 def read(workdir: Path) -> tuple[ml_collections.ConfigDict, tuple[str, ...]]:
     """The configuration of a run and the names of its classes, as its `config.json` has them.
 
-    Of runs that did not write down the names, they are numbers. Raises UserError where there is no
-    such file.
+    But for the processes it ran in, instead of which there is one. Of runs that did not write down
+    the names, they are numbers. Raises UserError where there is no such file.
     """
     found = read_record(workdir)
     config = ml_collections.ConfigDict(_with_tuples(found['config']))
+    if 'distributed' in config:  # not in those of older versions
+        config.distributed.coordinator = ''
     classes = max(config.dataset.num_classes, 1)
     width = len(str(classes - 1))  # so that in alphabetical order they keep theirs
     numbers = [f'{number:0{width}}' for number in range(classes)]

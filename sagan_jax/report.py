@@ -199,9 +199,9 @@ def _classes(workdir: Path, grids: Mapping[int, Path], rows: Sequence[str]) -> s
 def _scores_section(scores: Sequence[Sequence[Row]]) -> str:
     if not scores:
         return (
-            '<h2>Scores</h2><p>None are measured yet: <code>--mode evaluate</code>, given to the '
-            'command that trains, measures them, and <code>--config.evaluate_every</code> does so '
-            'during training.</p>'
+            '<h2>Scores</h2><p>None are measured yet: <code>--mode evaluate --workdir</code> with '
+            'this folder measures them, and <code>--config.evaluate_every</code> does so during '
+            'training.</p>'
         )
     latest = [series[-1] for series in scores]
     names = [row['name'] for row in latest]
@@ -314,8 +314,8 @@ def _attention(workdir: Path, config: Mapping[str, Any], served: bool) -> str:
     if not figures:
         any_sample = 'Any sample’s are shown <a href="draw">on a click</a>. ' if served else ''
         return (
-            f'{heading}<p>{any_sample}None are drawn into figures/ yet: <code>--mode figures'
-            '</code>, given to the command that trains, draws them.</p>'
+            f'{heading}<p>{any_sample}None are drawn into figures/ yet: <code>--mode figures '
+            '--workdir</code> with this folder draws them.</p>'
         )
     return (
         f'{heading}<p>A row for each image: first the image with its query locations, then for '

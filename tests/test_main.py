@@ -56,6 +56,8 @@ def assert_refused(result, *parts):
         (['--config', 'configs/quickstart.py', 'more'], ["'more'"]),
         (['--verbos'], ['verbos', '--help']),
         (['--mode', 'sample'], ['--workdir']),
+        (['--mode', 'evaluate'], ['--workdir']),
+        (['--mode', 'figures', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
         (['--mode', 'export', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
     ],
 )
@@ -133,7 +135,7 @@ def test_mistakes_that_leave_nothing_behind(mistake, pictures, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_the_workdir_is_named_after_the_configuration(tmp_path, pictures):
+def test_the_workdir_is_named_after_the_configuration_and_is_enough(tmp_path, pictures):
     root = Path(__file__).parents[1]
     flags = [*SMALL, '--config.num_train_steps=1', f'--config.dataset.source_dir={pictures}']
     flags[1] = str(root / 'configs' / 'image_folder.py')
@@ -142,3 +144,10 @@ def test_the_workdir_is_named_after_the_configuration(tmp_path, pictures):
     assert (tmp_path / 'runs' / 'image_folder' / 'samples' / '000001.png').exists()
     for part in ('3 classes', 'class0 12, class1 12, class2 12', 'starts afresh', 'step 1/1'):
         assert part in result.stdout
+
+    workdir = tmp_path / 'runs' / 'image_folder'
+    assert '--mode figures' in (workdir / 'report.html').read_text()
+    result = run('--mode', 'figures', '--figures', 'attention', '--workdir', workdir, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (workdir / 'figures' / 'attention_generator.png').exists()
+    assert '--mode figures' not in (workdir / 'report.html').read_text()
