@@ -112,6 +112,7 @@ def card(model: Model, scores: list[evaluate.Row]) -> str:
     elif len(names) > _MOST_NAMES:
         classes = f'{len(names):,}, named in `generator.json`'
     averaging = f'an average over training with a decay of {config.ema.decay:g}'
+    averaged = config.ema.decay and model.step > config.ema.start_step
     values = flatten_dict(_configuration(config), sep='.')
     return _CARD.format(
         data=config.dataset.name,
@@ -120,7 +121,7 @@ def card(model: Model, scores: list[evaluate.Row]) -> str:
         num_classes=len(names),
         classes=classes,
         weights=models.count_parameters(model.generator),
-        averaging=averaging if config.ema.decay else 'as they were at its end',
+        averaging=averaging if averaged else 'as they were at its end',
         step=model.step,
         batch_size=config.batch_size,
         updates=config.discriminator_steps,
