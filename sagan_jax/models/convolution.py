@@ -44,11 +44,15 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve_few(x, kernel):
-    """A 3×3 convolution as a product with what the kernel sees at each place, [B, H, W, 9C]."""
+    """A 3×3 convolution as a product with what the kernel sees at each place, [B, H, W, 9C].
+
+    In float32: some versions of XLA add up the terms of a CPU's product in bfloat16.
+    """
     _, h, w, c = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    seen = [x[:, row : row + h, column : column + w] for row in range(3) for column in range(3)]
-    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(9 * c, -1)
+    image = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = [image[:, row : row + h, column : column + w] for row in range(3) for column in range(3)]
+    product = jnp.concatenate(seen, axis=-1) @ kernel.reshape(9 * c, -1).astype(jnp.float32)
+    return product.astype(x.dtype)
 
 
 def _convolve_to_few(x, kernel):

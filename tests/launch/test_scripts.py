@@ -12,6 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """Tests that are started in the background ignore SIGINT, and so would what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def programs(tmp_path):
     """Makes programs of bash lines, which are found before all others."""
