@@ -116,3 +116,13 @@ def test_a_vanished_folder_is_told_and_made_again(tmp_path, capsys):
     checkpoints.save(manager, 2, at(2))
     checkpoints.finish(manager, 2, at(2))
     assert int(checkpoints.restore_newest(manager, STATE)['step']) == 2
+
+
+def test_what_a_killed_save_has_left_is_removed_by_the_next_run_alone(tmp_path):
+    save(tmp_path, 1)
+    remains = tmp_path / '2.orbax-checkpoint-tmp'
+    (remains / 'state').mkdir(parents=True)
+    checkpoints.open_manager(tmp_path).close()  # by one who only reads
+    assert remains.exists()
+    checkpoints.open_manager(tmp_path, keep=2).close()
+    assert {path.name for path in tmp_path.iterdir()} == {'1'}
