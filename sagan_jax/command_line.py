@@ -1,5 +1,6 @@
 """What the programs' command lines share: a configuration, mistakes told in one sentence."""
 
+import errno
 import logging
 import sys
 import threading
@@ -22,7 +23,7 @@ def define_config() -> flags.FlagHolder:
 
 
 def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
-    """Runs `main`; a mistake of the user's ends in one sentence on stderr and status 2."""
+    """Runs `main`; a mistake of the user's, or a full disk, ends in one sentence and status 2."""
 
     def parse(argv):
         remaining = _parse(argv, config)
@@ -39,6 +40,16 @@ def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
         app.run(main, flags_parser=parse)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        what = error.filename or 'What was asked for'
+        print(
+            f'error: {what} cannot be written ({error.strerror}): make room, or choose another '
+            'folder.',
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

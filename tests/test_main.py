@@ -65,6 +65,22 @@ def test_mistakes_on_the_command_line(arguments, parts):
     assert_refused(run(*arguments), *parts)
 
 
+def test_a_full_disk_is_told_in_a_sentence():
+    code = """
+import errno
+from sagan_jax import command_line
+
+def main(argv):
+    raise OSError(errno.ENOSPC, 'No space left on device', 'figures/a.png')
+
+command_line.run(main, command_line.define_config())
+"""
+    root = str(Path(__file__).parents[1])
+    command = [sys.executable, '-c', code]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert_refused(result, 'figures/a.png cannot be written (No space left on device)')
+
+
 def test_help():
     result = run('--help')
     assert 'python -m sagan_jax.main --config configs/quickstart.py' in result.stdout
