@@ -3,7 +3,7 @@
   python -m sagan_jax.main --config configs/quickstart.py
 
 Each picture holds two copies of its class's shape, far apart and of one colour. 2,000 steps take
-five to six minutes on two CPU cores. By the end the rows of runs/quickstart/samples/002000.png are
+four to six minutes on two CPU cores. By the end the rows of runs/quickstart/samples/002000.png are
 pairs of one colour whose shape is the class's. Both losses stay near 1, and the gammas move away
 from 0 to about +0.3.
 """
