@@ -1,5 +1,6 @@
 """The command line: every mistake of a user's ends in one sentence and exit status 2."""
 
+import json
 import os
 import subprocess
 import sys
@@ -63,6 +64,14 @@ def assert_refused(result, *parts):
 )
 def test_mistakes_on_the_command_line(arguments, parts):
     assert_refused(run(*arguments), *parts)
+
+
+def test_a_run_of_an_older_version_is_refused(trained_workdir, tmp_path):
+    record = json.loads((trained_workdir / 'config.json').read_text())
+    del record['config']['distributed']
+    (tmp_path / 'config.json').write_text(json.dumps(record))
+    refused = run('--mode', 'figures', '--workdir', tmp_path)
+    assert_refused(refused, 'has no distributed.num_processes', 'give --config')
 
 
 def test_a_full_disk_is_told_in_a_sentence():
