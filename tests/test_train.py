@@ -161,6 +161,18 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
         train(longer, workdir)
 
 
+@pytest.mark.parametrize('key', ['count', 'sha256_of_some', 'class_names'])
+def test_other_pictures_are_refused(key, finished, tmp_path):
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    record = json.loads((tmp_path / 'config.json').read_text())
+    record['data'][key] = 37  # as of a run that began with others
+    (tmp_path / 'config.json').write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r'pictures of image_folder/.* are not those .* bring them'):
+        train(config, tmp_path)
+    assert json.loads((tmp_path / 'config.json').read_text()) == record
+
+
 def test_steps_that_do_not_divide_are_refused(pictures, tmp_path):
     config = tiny.folder_config(pictures, steps_per_call=2, num_train_steps=6, sample_every=3)
     with pytest.raises(UserError, match='log_every=1 is not a multiple of steps_per_call=2'):
