@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sagan_jax import checkpoints, data, processes, ranges, references
+from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
 from sagan_jax.interruption import Interrupted
@@ -29,7 +30,7 @@ from sagan_jax.train_step import create_state
 Row = dict[str, Any]  # a score: its name, its value and its protocol
 
 _LEAST_PAIRS = 30  # of FID∞, the most demanding
-_FAKES_ALONE = ('is', 'class_share', 'colour_agreement')  # no real pictures enter these
+_FAKES_ALONE = ('is', 'class_share', *shapes.SCORES)  # no real pictures enter these
 _PACKAGES = ('jax', 'flax', 'numpy', 'scipy')
 
 
@@ -188,7 +189,7 @@ def row_name(config: ml_collections.ConfigDict, score: str, num_samples: int) ->
     if score not in _FAKES_ALONE:
         name = f'{name}_{config.evaluation.split}'
     in_domain = config.evaluation.features == 'in_domain' or score == 'class_share'
-    return f'in_domain_{name}' if in_domain and score != 'colour_agreement' else name
+    return f'in_domain_{name}' if in_domain and score not in shapes.SCORES else name
 
 
 def write(workdir: Path, step: int, rows: list[Row]) -> Path:
@@ -273,7 +274,7 @@ def _row(
         'image_size': source.image_size,
         **(
             {}
-            if score.name == 'colour_agreement'
+            if score.name in shapes.SCORES
             else {
                 'features': network.name,
                 'features_sha256': network.sha256,

@@ -46,7 +46,8 @@ class Networks(NamedTuple):
     def apply(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
         """Images [N, S, S, 3], uint8 or float from 0 to 255 → one row for each.
 
-        'features' [N, d], 'logits' [N, classes], 'guesses' int32 [N] and 'agreements' bool [N].
+        'features' [N, d], 'logits' [N, classes], 'guesses' int32 [N], 'agreements' bool [N] and
+        'hues' float32 [N].
         """
         found = self.features.apply(variables['features'], images)
         rows = {'features': found[self.features.layer], 'logits': found[self.features.logits]}
@@ -57,6 +58,7 @@ class Networks(NamedTuple):
             rows['guesses'] = logits.argmax(-1)
         if self.colours:
             rows['agreements'] = shapes.colours_agree(images)
+            rows['hues'] = shapes.hues(images)
         return rows
 
 
@@ -66,7 +68,7 @@ class Statistics(NamedTuple):
     Attributes:
       collected: moments, sums for the Inception Score, and some of the features.
       shares: 'class_share' of images in which the classifier sees their class, and
-        'colour_agreement' of those whose two halves have one colour; each where it applies.
+        `shapes.SCORES`; each where it applies.
     """
 
     collected: Collected
@@ -156,7 +158,7 @@ def gather(
 
     `labels()` is asked for their classes, int32 [total], at the end.
     """
-    noted = {'guesses': [], 'agreements': []}
+    noted = {'guesses': [], 'agreements': [], 'hues': []}
 
     def note():
         for part in parts:
@@ -171,6 +173,8 @@ def gather(
         shares['class_share'] = float((np.concatenate(noted['guesses']) == labels()).mean())
     if noted['agreements']:
         shares['colour_agreement'] = float(np.concatenate(noted['agreements']).mean())
+        variety = shapes.hue_variety(np.concatenate(noted['hues']), labels())
+        shares |= {'hue_variety': float(variety.mean()), 'hue_variety_min': float(variety.min())}
     return Statistics(collected, shares)
 
 
@@ -243,6 +247,7 @@ def _record(source: data.Source, networks: Networks) -> dict:
         'resize': networks.features.resize,
         'features_sha256': networks.features.sha256,
         'classifier_sha256': networks.classifier and networks.classifier.sha256,
+        'shapes': list(shapes.SCORES) if networks.colours else [],
     }
 
 

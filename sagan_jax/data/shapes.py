@@ -16,15 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
+from scipy.special import xlogy
 
 from sagan_jax.data.preparing import shards
 
 SIZE = 32
 COUNTS = {'train': 20_000, 'test': 2_000}
 BACKGROUND = 128
+# Scores that these pictures have and others do not: the share of those whose halves agree in
+# colour, and how many hues each class comes in, on average and in the class with the fewest.
+SCORES = ('colour_agreement', 'hue_variety', 'hue_variety_min')
 
 _SEEDS = {'train': 1, 'test': 2}
 _SUBSAMPLES = 4  # a side; a pixel's coverage is the share of its 4×4 points inside the shape
+_AMOUNT = 16 * 64**2  # of colour, the least that an object has: squared levels, over its pixels
 _CHUNK = 100  # pictures drawn at once, so that the intermediates stay in the processor's cache
 
 
@@ -136,7 +141,39 @@ def colours_agree(images: jax.Array) -> jax.Array:
     amounts = weights.sum((1, 3))  # [N, 2, 1]
     colours = (weights * pixels).sum((1, 3)) / jnp.maximum(amounts, 1)  # [N, 2, 3]
     apart = jnp.linalg.norm(colours[:, 0] - colours[:, 1], axis=-1)
-    return (apart <= 32) & (amounts.min((1, 2)) >= 16 * 64**2)
+    return (apart <= 32) & (amounts.min((1, 2)) >= _AMOUNT)
+
+
+def hues(images: jax.Array) -> jax.Array:
+    """The hue of each picture's objects, float32 [N] in [0, 6); NaN where there are none.
+
+    It is that of all pixels, less the background, weighted by their squared distance from it.
+    Images are [N, 32, 32, 3] from 0 to 255; red is at 0, green at 2, blue at 4.
+    """
+    pixels = images.astype(jnp.float32) - BACKGROUND
+    weights = jnp.square(pixels).sum(-1, keepdims=True)
+    red, green, blue = (weights * pixels).sum((1, 2)).T
+    angle = jnp.arctan2(0.75**0.5 * (green - blue), red - 0.5 * (green + blue))
+    hue = jnp.mod(angle * (3 / jnp.pi), 6)
+    # A small negative angle rounds to 6 itself.
+    return jnp.where(weights.sum((1, 2, 3)) >= _AMOUNT, jnp.where(hue < 6, hue, 0), jnp.nan)
+
+
+def hue_variety(hues: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many hues there are within each class that occurs: float64 [classes].
+
+    The exponential of the entropy of a histogram over 12 equal parts of the hues, float [N], of
+    the pictures with these labels, int [N]: 12 where all are equally frequent, 1 for one colour.
+    FID, class share and colour agreement do not see a class that comes in one colour alone.
+    Pictures without objects count for nothing, and a class of such has no hue at all: 0.
+    """
+    found = []
+    for label in np.unique(labels):
+        ours = hues[labels == label]
+        counts = np.histogram(ours[~np.isnan(ours)], bins=12, range=(0, 6))[0]
+        p = counts / max(counts.sum(), 1)
+        found.append(np.exp(-xlogy(p, p).sum()) if counts.any() else 0.0)
+    return np.array(found)
 
 
 def _coverage(inside: Callable, radii: np.ndarray, heights: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
+import colorsys
 import hashlib
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from sagan_jax import data
 from sagan_jax.data import shapes
@@ -134,6 +136,34 @@ def test_other_number_of_classes(dataset):
         UserError, match=r'shapes has 10 classes .* --config.dataset.num_classes=10'
     ):
         data.load(dataset)
+
+
+def test_hues():
+    drawn = shapes.parameters('test')
+    images = shapes.draw(shapes.Parameters(*(field[:300] for field in drawn)))
+    # Angles on the colour circle and the hues of HSV, on a hexagon, are at most 1.1 degrees apart.
+    expected = np.array([colorsys.rgb_to_hsv(*c)[0] * 6 for c in drawn.colours[:300] / 255])
+    apart = np.abs(np.asarray(shapes.hues(images)) - expected)
+    assert np.minimum(apart, 6 - apart).max() < 0.1
+    assert np.isnan(shapes.hues(np.full((2, 32, 32, 3), shapes.BACKGROUND, np.uint8))).all()
+
+
+def test_variety_of_hues():
+    rng = np.random.default_rng(0)
+    hues = np.concatenate([
+        (np.arange(240) + 0.5) / 40,  # every hue equally often
+        np.full(50, 5.99),  # one colour
+        np.repeat([0.1, 3.1], 30),  # two, which a mean would take for all
+        np.full(20, np.nan),  # no objects
+    ])  # fmt: skip
+    labels = np.repeat([0, 1, 2, 5], [240, 50, 60, 20])
+    order = rng.permutation(len(hues))
+    np.testing.assert_allclose(shapes.hue_variety(hues[order], labels[order]), [12, 1, 2, 0])
+
+    counts = rng.integers(1, 50, 12)
+    uneven = np.repeat(np.arange(12) / 2 + 0.25, counts)
+    expected = np.exp(scipy.stats.entropy(counts))
+    np.testing.assert_allclose(shapes.hue_variety(uneven, np.zeros(len(uneven), int)), [expected])
 
 
 def test_colours_of_the_halves():
