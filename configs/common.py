@@ -22,6 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.gradient_accumulation = 1
     config.discriminator_steps = 1  # discriminator updates for each generator update
     config.loss = 'hinge'  # 'hinge' or 'non_saturating'
+    # Weight of the discriminator's loss on real images with a wrong label (Reed et al., 2016),
+    # which teaches it the classes before the fakes show any; 0: no such loss.
+    config.mismatch_weight = 0.0
 
     config.dataset = dataset = ml_collections.ConfigDict()
     dataset.name = 'shapes'  # 'shapes', 'image_folder', or the name of a TFDS data set
@@ -69,6 +72,8 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.b1 = 0.0
     optimizer.b2 = 0.999
     optimizer.epsilon = 1e-8
+    # Share of num_train_steps after which both rates fall linearly to 0; 1: constant rates.
+    optimizer.decay_from = 1.0
 
     config.ema = ema = ml_collections.ConfigDict()
     ema.decay = 0.0  # of the averaged generator that draws the samples; 0: no averaging

@@ -15,15 +15,23 @@ class Loss(NamedTuple):
     Attributes:
       discriminator: `discriminator(real_logits, fake_logits)`, both float32 [B].
       generator: `generator(fake_logits)`.
+      rejection: `rejection(logits)`, the discriminator's loss on what it should refuse: the half
+        of `discriminator` that falls on the fakes.
     """
 
     discriminator: Callable[[jax.Array, jax.Array], jax.Array]
     generator: Callable[[jax.Array], jax.Array]
+    rejection: Callable[[jax.Array], jax.Array]
 
 
 def hinge_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
     """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (SAGAN, equation 4)."""
-    return jax.nn.relu(1 - real_logits).mean() + jax.nn.relu(1 + fake_logits).mean()
+    return jax.nn.relu(1 - real_logits).mean() + hinge_rejection(fake_logits)
+
+
+def hinge_rejection(logits: jax.Array) -> jax.Array:
+    """E[max(0, 1 + D)]."""
+    return jax.nn.relu(1 + logits).mean()
 
 
 def hinge_generator(fake_logits: jax.Array) -> jax.Array:
@@ -33,7 +41,12 @@ def hinge_generator(fake_logits: jax.Array) -> jax.Array:
 
 def non_saturating_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
     """-E[log σ(D(x))] - E[log(1 - σ(D(G(z))))] (Goodfellow et al. 2014)."""
-    return jax.nn.softplus(-real_logits).mean() + jax.nn.softplus(fake_logits).mean()
+    return jax.nn.softplus(-real_logits).mean() + non_saturating_rejection(fake_logits)
+
+
+def non_saturating_rejection(logits: jax.Array) -> jax.Array:
+    """-E[log(1 - σ(D))]."""
+    return jax.nn.softplus(logits).mean()
 
 
 def non_saturating_generator(fake_logits: jax.Array) -> jax.Array:
@@ -51,8 +64,10 @@ def classification(class_logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 LOSSES = {
-    'hinge': Loss(hinge_discriminator, hinge_generator),
-    'non_saturating': Loss(non_saturating_discriminator, non_saturating_generator),
+    'hinge': Loss(hinge_discriminator, hinge_generator, hinge_rejection),
+    'non_saturating': Loss(
+        non_saturating_discriminator, non_saturating_generator, non_saturating_rejection
+    ),
 }
 
 

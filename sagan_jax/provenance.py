@@ -51,7 +51,7 @@ def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> Non
     different = [
         f'{key} ({before.get(key, "missing")} there, {now.get(key, "missing")} here)'
         for key in sorted(before.keys() | now.keys())
-        if before.get(key, '') != now.get(key, '') and not _is_free(key)
+        if before.get(key, '') != now.get(key, '') and not _is_free(key, now)
     ]
     if different:
         raise UserError(
@@ -60,7 +60,10 @@ def check_configuration(workdir: Path, config: ml_collections.ConfigDict) -> Non
         )
 
 
-def _is_free(key: str) -> bool:
+def _is_free(key: str, config: dict[str, Any]) -> bool:
+    """Whether a resumed run may change `key`; `config` by dotted name."""
+    if key == 'num_train_steps' and config['optimizer.decay_from'] < 1:
+        return False  # the rates depend on it
     return key in FREE_KEYS or key.startswith(FREE_SECTIONS)
 
 

@@ -19,6 +19,7 @@ class Stream(enum.IntEnum):
     EVALUATION_NOISE = 7  # z of the images that are scored, a step for each image
     EVALUATION_LABELS = 8
     NUMBERED_NOISE = 9  # z of the images that a trained model is asked for, a step for each
+    WRONG_LABELS = 10  # of real images, for the discriminator to refuse
 
 
 _RESTART = 1000  # between the numbers of a stream before and after a restart

@@ -105,7 +105,8 @@ def create_train_step(
 
     Raises:
       UserError: for a number out of its range, see ranges.py; if the batch does not divide by the
-        devices and by `gradient_accumulation`; or for an unknown loss.
+        devices and by `gradient_accumulation`; for an unknown loss; or for a `mismatch_weight`
+        without a projection or classes.
     """
     ranges.check(config)
     devices = devices or processes.all_devices()
@@ -121,6 +122,12 @@ def create_train_step(
         )
     local_batch = config.batch_size // len(devices)
     loss = losses.get(config.loss)
+    mismatch_weight, num_classes = config.mismatch_weight, config.dataset.num_classes
+    if mismatch_weight and (config.model.conditioning != 'projection' or num_classes < 2):
+        raise UserError(
+            f'mismatch_weight={mismatch_weight} needs --config.model.conditioning=projection and '
+            'two classes or more: set it to 0.'
+        )
     generator_optimizer, discriminator_optimizer = _optimizers(config)
     cross_replica = config.batch_norm.cross_replica
     generator, discriminator = models.create(config, AXIS if cross_replica else None)
@@ -144,6 +151,12 @@ def create_train_step(
         key = stream_key(config.seed, Stream.AUGMENTATION, update)
         mirrored = rows(jax.random.bernoulli(key, shape=(config.batch_size,)))
         return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+    def with_wrong_labels(labels, update):
+        """labels int32 [b] → [b, 2]: each image's own, and one of the other classes, uniformly."""
+        key = stream_key(config.seed, Stream.WRONG_LABELS, update)
+        ahead = rows(jax.random.randint(key, (config.batch_size,), 1, num_classes))
+        return jnp.stack([labels, (labels + ahead) % num_classes], 1)
 
     def shared(batch_stats):
         """Each device's own moments would leave the replicas with different running averages."""
@@ -171,6 +184,8 @@ def create_train_step(
             real_logits, real_classes, batch_stats = discriminate(weights, batch_stats, *reals)
             fake_logits, fake_classes, batch_stats = discriminate(weights, batch_stats, *fakes)
             return (real_logits, fake_logits), (real_classes, fake_classes), batch_stats
+        if mismatch_weight:  # reals have two labels each, and so must fakes
+            fakes = fakes[0], jnp.stack([fakes[1], fakes[1]], 1)
         both = jax.tree.map(lambda *halves: jnp.concatenate(halves), reals, fakes)
         logits, class_logits, _ = discriminate(weights, batch_stats, *both)
         classes = jnp.split(class_logits, 2) if auxiliary else (None, None)
@@ -221,6 +236,8 @@ def create_train_step(
         variables, opt_state, batch_stats, generator_weights, restarts = carry
         update, images, labels = batch
         weights, pull_back, spectral_stats = normalise_once(variables)
+        if mismatch_weight:
+            labels = with_wrong_labels(labels, update)
 
         def gradients(stats, batch):
             batch_stats, d_batch_stats = stats
@@ -231,8 +248,15 @@ def create_train_step(
                 logits, class_logits, new_stats = judge(
                     weights, d_batch_stats, (images, labels), (fakes, fake_labels)
                 )
-                value = loss.discriminator(*logits)
-                metrics = {'real_logit': logits[0].mean(), 'fake_logit': logits[1].mean()}
+                real_logits, fake_logits = logits
+                metrics = {}
+                if mismatch_weight:
+                    (real_logits, wrong_logits), fake_logits = real_logits.T, fake_logits[:, 0]
+                    metrics['mismatch_logit'] = wrong_logits.mean()
+                value = loss.discriminator(real_logits, fake_logits)
+                if mismatch_weight:
+                    value += mismatch_weight * loss.rejection(wrong_logits)
+                metrics |= {'real_logit': real_logits.mean(), 'fake_logit': fake_logits.mean()}
                 for half, *pair in zip(
                     ('real', 'fake'), class_logits, (labels, fake_labels), strict=True
                 ):
@@ -255,7 +279,11 @@ def create_train_step(
         metrics, weight_grads = lax.pmean(means, AXIS)
         (grads,) = pull_back(weight_grads)
         params, opt_state = _apply_updates(
-            discriminator_optimizer, grads, opt_state, variables['params']
+            discriminator_optimizer,
+            grads,
+            opt_state,
+            variables['params'],
+            _decay(config, update // config.discriminator_steps),
         )
         metrics |= {'discriminator_grad_norm': optax.tree.norm(grads)}
         variables = {
@@ -305,7 +333,11 @@ def create_train_step(
         value, weight_grads = lax.pmean(means, AXIS)
         (grads,) = pull_back(weight_grads)
         params, g_opt = _apply_updates(
-            generator_optimizer, grads, state.generator_opt, state.generator['params']
+            generator_optimizer,
+            grads,
+            state.generator_opt,
+            state.generator['params'],
+            _decay(config, state.step),
         )
 
         decay = jnp.where(state.step < config.ema.start_step, 0.0, config.ema.decay)
@@ -369,8 +401,18 @@ def _optimizers(config) -> tuple[optax.GradientTransformation, optax.GradientTra
     )
 
 
-def _apply_updates(optimizer, grads, opt_state, params):
+def _decay(config: ml_collections.ConfigDict, step: jax.Array) -> jax.Array | None:
+    """What both rates are multiplied by in the step after `step`, float32 []; None for 1."""
+    start = config.optimizer.decay_from
+    if start == 1:
+        return None
+    return jnp.minimum(1.0, (1 - step / config.num_train_steps) / (1 - start))
+
+
+def _apply_updates(optimizer, grads, opt_state, params, decay):
     updates, opt_state = optimizer.update(grads, opt_state, params)
+    if decay is not None:
+        updates = optax.tree.scale(decay, updates)
     return optax.apply_updates(params, updates), opt_state
 
 

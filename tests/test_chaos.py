@@ -25,6 +25,8 @@ def settings(folder, steps):
     return tiny.folder_config(
         folder / 'source',
         num_train_steps=steps,
+        optimizer__decay_from=0.25,
+        mismatch_weight=0.5,
         model__z_dim=16,
         dataset__flip=True,
         ema__decay=0.9,

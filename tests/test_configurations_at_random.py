@@ -68,10 +68,13 @@ def valid(draw):
         'batch_norm.decay': [0.0, 0.999, 1.0],
         'optimizer.b1': [0.0, 0.5],
         'optimizer.generator_lr': [0.0, 1e-4],
+        'optimizer.decay_from': [0.0, 0.5, 1.0],
         'ema.decay': [0.0, 0.999, 1.0],
         'ema.start_step': [0, 1],
     }
     found |= {key: draw(st.sampled_from(values)) for key, values in choices.items()}
+    if found['model.conditioning'] == 'projection' and found['dataset.num_classes'] > 1:
+        found['mismatch_weight'] = draw(st.sampled_from([0.0, 0.5]))
     # At most one of these: each doubles the program to compile.
     repeated = draw(st.sampled_from([None, *REPEATED]))
     return found | {key: 1 + (key == repeated) for key in REPEATED}

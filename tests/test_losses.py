@@ -16,7 +16,7 @@ def log_sigmoid(x):
 
 
 def test_hinge():
-    d, g = losses.get('hinge')
+    d, g, rejection = losses.get('hinge')
     expected = np.mean([max(0, 1 - x) for x in REAL]) + np.mean([max(0, 1 + x) for x in FAKE])
     np.testing.assert_allclose(d(REAL, FAKE), expected, rtol=1e-6)
     np.testing.assert_allclose(g(FAKE), -np.mean(FAKE), rtol=1e-6)
@@ -25,13 +25,15 @@ def test_hinge():
     np.testing.assert_allclose(real_grad, np.where(REAL < 1, -1 / 5, 0))
     np.testing.assert_allclose(fake_grad, np.where(FAKE > -1, 1 / 5, 0))
     np.testing.assert_allclose(jax.grad(g)(FAKE), np.full(5, -1 / 5), rtol=1e-6)
+    np.testing.assert_allclose(rejection(FAKE), np.mean([max(0, 1 + x) for x in FAKE]), rtol=1e-6)
 
 
 def test_non_saturating():
-    d, g = losses.get('non_saturating')
+    d, g, rejection = losses.get('non_saturating')
     expected = -log_sigmoid(REAL).mean() - log_sigmoid(-FAKE).mean()
     np.testing.assert_allclose(d(REAL, FAKE), expected, rtol=1e-6)
     np.testing.assert_allclose(g(FAKE), -log_sigmoid(FAKE).mean(), rtol=1e-6)
+    np.testing.assert_allclose(rejection(FAKE), -log_sigmoid(-FAKE).mean(), rtol=1e-6)
 
     real_grad, fake_grad = jax.grad(d, argnums=(0, 1))(REAL, FAKE)
     np.testing.assert_allclose(real_grad, -1 / (1 + np.exp(REAL.astype(float))) / 5, rtol=1e-5)

@@ -155,6 +155,10 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
     longer = config.copy_and_resolve_references()
     longer.num_train_steps = 10
     provenance.check_configuration(workdir, longer)
+    longer.optimizer.decay_from = 0.5  # then the rates depend on the number of steps
+    with pytest.raises(UserError, match=r'num_train_steps \(5 there, 10 here\), optimizer.decay'):
+        provenance.check_configuration(workdir, longer)
+    longer.optimizer.decay_from = 1.0
     longer.steps_per_call = longer.log_every = 2
     longer.evaluate_every = 0
     with pytest.raises(UserError, match='checkpoint is of step 5, which is not a multiple'):

@@ -282,6 +282,83 @@ def test_average_follows_from_its_start_step(first_step):
     chex.assert_trees_all_close(second.ema_params, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_wrong_labels_are_refused(first_step):
+    """The discriminator's loss on real images with a wrong label, from networks and losses alone.
+
+    Two devices, two updates and two parts of a batch each see their own wrong labels.
+    """
+    settings = {'mismatch_weight': 0.5, 'dataset__flip': False, 'optimizer__discriminator_lr': 0.0}
+    config = base(discriminator_steps=2, gradient_accumulation=2, **settings)
+    before = jax.tree.map(np.array, open_gammas(create_state(config)))
+    _, (metrics,) = run(config, 2, 1)
+    images, labels = tiny.batch(config)
+    ahead = np.concatenate([
+        jax.random.randint(stream_key(config.seed, Stream.WRONG_LABELS, update), (8,), 1, 3)
+        for update in range(2)
+    ])  # fmt: skip
+    assert set(ahead) == {1, 2}
+    wrong = (labels + ahead) % 3
+
+    _, discriminator = models.create(config)
+    weights, once = spectral_norm.normalise(
+        before.discriminator['params'], before.discriminator['spectral_stats']
+    )
+    second, _ = spectral_norm.normalise(before.discriminator['params'], once)
+    logits = {'real': [], 'wrong': []}
+    for at, used in ((slice(0, 8), weights), (slice(8, 16), second)):
+        for name, given in (('real', labels), ('wrong', wrong)):
+            seen = (images[at] / 127.5 - 1).astype(np.float32)
+            variables = {'params': used, 'batch_stats': {}}
+            logits[name].append(discriminator.apply(variables, seen, given[at], train=False)[0])
+    real, wrong = np.concatenate(logits['real']), np.concatenate(logits['wrong'])
+    np.testing.assert_allclose(metrics['real_logit'][0], real.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics['mismatch_logit'][0], wrong.mean(), rtol=1e-4)
+
+    _, (without,) = run(base(discriminator_steps=2, gradient_accumulation=2, **settings | {
+        'mismatch_weight': 0.0}), 2, 1)  # fmt: skip
+    added = metrics['discriminator_loss'][0] - without['discriminator_loss'][0]
+    np.testing.assert_allclose(added, 0.5 * np.maximum(0, 1 + wrong).mean(), rtol=1e-3)
+    np.testing.assert_allclose(metrics['generator_loss'], without['generator_loss'], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {'model__conditioning': 'none'},
+        {'model__conditioning': 'acgan'},
+        {'dataset__num_classes': 1},
+    ],
+)
+def test_wrong_labels_need_a_projection_and_classes(overrides):
+    with pytest.raises(UserError, match=r'mismatch_weight=0.5 needs --config.model.conditioning'):
+        create_train_step(base(mismatch_weight=0.5, **overrides))
+
+
+def test_rates_fall_to_zero():
+    """Both networks move as at constant rates until half of the steps, then by less and less."""
+    config, moved = base(num_train_steps=4, optimizer__decay_from=0.5), []
+    used = jax.devices()[:1]
+    constant, falling = (create_train_step(c, used) for c in (base(), config))
+    state = jax.tree.map(np.array, open_gammas(create_state(config)))
+    for step in range(4):
+        batch = tiny.batch(config, seed=step)
+        ends = [
+            single_copy(train_step(replicate(state, used), *batch)[0])
+            for train_step in (constant, falling)
+        ]
+        for network in ('generator', 'discriminator'):
+            before = jax.tree.leaves(getattr(state, network)['params'])
+            after = [jax.tree.leaves(getattr(end, network)['params']) for end in ends]
+            with_constant, with_falling = (
+                np.concatenate([(b - a).ravel() for a, b in zip(before, leaves, strict=True)])
+                for leaves in after
+            )
+            moved.append(np.linalg.norm(with_falling) / np.linalg.norm(with_constant))
+        state = jax.tree.map(np.array, ends[1])
+    # The discriminator's update of a step changes what the generator's gradient is, not its rate.
+    np.testing.assert_allclose(moved, np.repeat([1, 1, 1, 0.5], 2), rtol=2e-2)
+
+
 def test_randomness_is_a_function_of_the_step():
     """The same state and batch at another step number: other fakes in both updates, other flips.
 

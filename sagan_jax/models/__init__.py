@@ -35,7 +35,8 @@ class Network(NamedTuple):
       apply: `apply(variables, *inputs, train) -> (outputs, stats)`. The generator takes z
         float32 [B, z_dim] and labels int32 [B] and gives images float32 [B, S, S, 3] in [-1, 1];
         the discriminator takes such images and labels and gives logits float32 [B], with the
-        conditioning 'acgan' beside the class logits float32 [B, classes]. `stats` holds
+        conditioning 'acgan' beside the class logits float32 [B, classes]; with 'projection' it
+        takes K labels for each image too, int32 [B, K], and gives logits [B, K]. `stats` holds
         the collections other than 'params' as they are after the pass; with `train=False` they
         come back untouched. Without 'spectral_stats' in `variables`, the parameters are taken as
         weights that are normalised already.

@@ -76,6 +76,7 @@ class Discriminator(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """images float32 [B, S, S, 3] in [-1, 1], labels int [B] → logits float32 [B].
 
+        With labels [B, K], K for each image, the projection's logits are [B, K].
         With a classifier, logits and its own logits float32 [B, classifier]. Nothing here differs
         between training and not; `train` is there so that all networks are called alike.
         """
@@ -96,6 +97,8 @@ class Discriminator(nn.Module):
             embed = nn.Embed(
                 self.num_classes, h.shape[-1], embedding_init=xavier_uniform, name='embed'
             )
+            if labels.ndim == 2:
+                logits, h = logits[:, None], h[:, None]
             logits += (embed(labels) * h).sum(-1)
         if self.classifier:
             return logits, Dense(self.classifier, name='classifier')(h)

@@ -107,6 +107,19 @@ def test_application_is_pure_and_evaluation_changes_nothing(tiny_networks):
     assert not np.allclose(logits, other)  # the projection sees the label
 
 
+def test_several_labels_for_each_image():
+    config = tiny.config(dataset__num_classes=5)
+    _, discriminator = models.create(config)
+    variables = discriminator.init(jax.random.key(0))
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
+    labels = np.array([[0, 4], [3, 1], [2, 2], [1, 0]], np.int32)
+    logits, _ = discriminator.apply(variables, images, labels, train=False)
+    for column in range(2):
+        alone, _ = discriminator.apply(variables, images, labels[:, column], train=False)
+        np.testing.assert_allclose(logits[:, column], alone, rtol=1e-5, atol=1e-5)
+    assert abs(logits[0, 0] - logits[0, 1]) > 1e-3
+
+
 def test_weights_without_spectral_statistics_are_taken_as_they_are(tiny_networks):
     generator, _ = tiny_networks
     variables = generator.init(jax.random.key(0))
