@@ -6,14 +6,14 @@ The data set comes through TFDS (celeb_a), which needs TensorFlow once to prepar
 the pictures does as well: --config.dataset.name=image_folder --config.dataset.source_dir=FOLDER.
 For 128×128 add --config.dataset.image_size=128. Meant for one GPU. The rates, 5e-5 for the
 generator and 1e-4 for the discriminator, are those of a published recipe. Variants as in
-configs/systems.py, as far as they need no classes.
+sagan_jax/configuration/variants.py, as far as they need no classes.
 """
 
 import ml_collections
 
-from configs import common, systems
+from sagan_jax.configuration import defaults, variants
 
-BEST_PUBLIC = systems.attention_at(32) | {
+BEST_PUBLIC = variants.attention_at(32) | {
     'ema.decay': 0.999,
     'ema.start_step': 2000,
     'spectral_norm.epsilon': 1e-8,
@@ -22,7 +22,7 @@ BEST_PUBLIC = systems.attention_at(32) | {
 
 
 def get_config(variant: str = 'feat32') -> ml_collections.ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.num_train_steps = 100_000
     config.batch_size = 64
     config.discriminator_steps = 1
@@ -48,4 +48,4 @@ def get_config(variant: str = 'feat32') -> ml_collections.ConfigDict:
     config.log_every = 100
     config.sample_every = 1000
     config.checkpoint_every = 1000
-    return systems.apply(config, variant, BEST_PUBLIC)
+    return variants.apply(config, variant, BEST_PUBLIC)

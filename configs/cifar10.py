@@ -9,14 +9,15 @@ install); a folder of class folders does as well, with --config.dataset.name=ima
 The default, `best_public`, has the settings of the best public reproduction: attention at 16×16,
 both rates 2e-4, β 0.5 and 0.999, five discriminator updates with batches of 64, orthogonal
 weights, 100,000 generator updates; it reports an Inception Score of 9.32 and an FID of 9.43. The
-other variants, in configs/systems.py, change the paper's settings on the same networks.
+other variants, in sagan_jax/configuration/variants.py, change the paper's settings on the same
+networks.
 """
 
 import ml_collections
 
-from configs import common, systems
+from sagan_jax.configuration import defaults, variants
 
-BEST_PUBLIC = systems.attention_at(16) | {
+BEST_PUBLIC = variants.attention_at(16) | {
     'discriminator_steps': 5,
     'model.initializer': 'orthogonal',
     'optimizer.generator_lr': 2e-4,
@@ -27,7 +28,7 @@ BEST_PUBLIC = systems.attention_at(16) | {
 
 
 def get_config(variant: str = 'best_public') -> ml_collections.ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.num_train_steps = 100_000
     config.batch_size = 64
     config.discriminator_steps = 1
@@ -51,4 +52,4 @@ def get_config(variant: str = 'best_public') -> ml_collections.ConfigDict:
     config.log_every = 100
     config.sample_every = 1000
     config.checkpoint_every = 1000
-    return systems.apply(config, variant, BEST_PUBLIC)
+    return variants.apply(config, variant, BEST_PUBLIC)

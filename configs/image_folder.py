@@ -15,11 +15,11 @@ precision. On a CPU take --config.dataset.image_size=32 and widths of 16 to 32.
 
 import ml_collections
 
-from configs import common
+from sagan_jax.configuration import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.num_train_steps = 100_000
     config.batch_size = 64
     config.discriminator_steps = 1

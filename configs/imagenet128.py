@@ -4,10 +4,11 @@
       --config.dataset.source_dir=IMAGENET
 
 IMAGENET/train holds the 1,000 class folders of ILSVRC 2012 (and IMAGENET/val, if it is there, the
-same for validation). configs/systems.py holds the variants: those of Table 1 (`no_attention`,
-`feat8` … `feat64`, `residual8` … `residual64`), of Table 2 (`acgan`, `sngan_projection`) and of
-Figure 3 (`sn_d`, `sn_d_5to1`, `sn_gd`, `sn_gd_ttur`), `dcgan`, `paper_text` and `best_public`, the
-settings of the best public result (Inception Score 69.5, FID 12.83; batches of 256).
+same for validation). sagan_jax/configuration/variants.py holds the variants: those of Table 1
+(`no_attention`, `feat8` … `feat64`, `residual8` … `residual64`), of Table 2 (`acgan`,
+`sngan_projection`) and of Figure 3 (`sn_d`, `sn_d_5to1`, `sn_gd`, `sn_gd_ttur`), `dcgan`,
+`paper_text` and `best_public`, the settings of the best public result (Inception Score 69.5, FID
+12.83; batches of 256).
 
 The paper trained a million steps of 256 images on four GPUs in about two weeks, and reports an
 FID of 22.96 without attention, 22.98, 22.14, 18.28 and 18.65 with it at 8, 16, 32 and 64. Its
@@ -17,9 +18,9 @@ four devices.
 
 import ml_collections
 
-from configs import common, systems
+from sagan_jax.configuration import defaults, variants
 
-BEST_PUBLIC = systems.attention_at(64) | {
+BEST_PUBLIC = variants.attention_at(64) | {
     'ema.decay': 0.999,
     'ema.start_step': 2000,
     'spectral_norm.epsilon': 1e-8,
@@ -28,7 +29,7 @@ BEST_PUBLIC = systems.attention_at(64) | {
 
 
 def get_config(variant: str = 'feat32') -> ml_collections.ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.num_train_steps = 1_000_000
     config.batch_size = 256
     config.discriminator_steps = 1
@@ -52,4 +53,4 @@ def get_config(variant: str = 'feat32') -> ml_collections.ConfigDict:
     config.log_every = 100
     config.sample_every = 5000
     config.checkpoint_every = 5000
-    return systems.apply(config, variant, BEST_PUBLIC)
+    return variants.apply(config, variant, BEST_PUBLIC)

@@ -10,11 +10,11 @@ from 0 to about +0.3.
 
 import ml_collections
 
-from configs import common
+from sagan_jax.configuration import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.num_train_steps = 2000
     config.batch_size = 16
     config.discriminator_steps = 1

@@ -20,7 +20,7 @@ from launch.peer import Discriminator, Generator, load, normalise
 from sagan_jax import models
 from sagan_jax.errors import UserError
 from sagan_jax.losses import Loss
-from sagan_jax.train_step import TrainState, create_state
+from sagan_jax.state import TrainState, create_state
 
 TOLERANCE = 1e-4
 LOSSES = {

@@ -101,9 +101,9 @@ def main(argv: list[str]) -> None:
 
 def expand(names: Sequence[str], image_size: int) -> list[str]:
     """The variants that names of variants and groups stand for; UserError for an unknown one."""
-    from configs import systems
+    from sagan_jax.configuration import variants
 
-    return systems.expand(names, image_size)
+    return variants.expand(names, image_size)
 
 
 def resolve(file: str, variant: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:

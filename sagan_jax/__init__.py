@@ -6,6 +6,8 @@ images = model.sample(classes=['star'], n=8, seed=0)  # uint8 [8, 32, 32, 3]
 
 import os
 
+__version__ = '0.1.0'
+
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = 'newest'):
     """The model of a run's checkpoint: 'newest', 'best' or a step; see `sagan_jax.trained`."""

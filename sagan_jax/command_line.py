@@ -89,7 +89,8 @@ def _parse(argv: list[str], config: flags.FlagHolder) -> list[str]:
     except (AttributeError, KeyError) as error:
         key = str(error).strip('\'"')
         raise UserError(
-            f'The configuration has no key {key!r}: configs/common.py lists every key.'
+            f'The configuration has no key {key!r}: sagan_jax/configuration/defaults.py lists '
+            'every key.'
         ) from error
     except flags.Error as error:
         if 'get_config() takes' in str(error):

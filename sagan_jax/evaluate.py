@@ -13,7 +13,8 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from sagan_jax import checkpoints, data, processes, ranges, references
+from sagan_jax import checkpoints, data, processes, references
+from sagan_jax.configuration import checks
 from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
@@ -24,8 +25,8 @@ from sagan_jax.metrics.features import FeatureNetwork, on_devices
 from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
 from sagan_jax.models import Variables
 from sagan_jax.sampling import create_draw, create_freeze
+from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
-from sagan_jax.train_step import create_state
 
 Row = dict[str, Any]  # a score: its name, its value and its protocol
 
@@ -87,7 +88,7 @@ def create_evaluator(
     of devices nor `evaluation.batch_size` changes a score by more than rounding.
 
     Args:
-      config: see configs/common.py.
+      config: see configuration/defaults.py.
       num_samples: generated images.
       pair_samples: features kept on either side for scores over pairs; 0 for FID, Inception Score
         and the shares alone, which need memory for none.
@@ -301,7 +302,7 @@ def protocol(row: Row) -> Row:
 
 def _check(config, num_samples: int, pair_samples: int, intra_fid_samples: int) -> None:
     """Refuses what could only fail after the images were drawn."""
-    ranges.check(config)
+    checks.check(config)
     settings = config.evaluation
     least = max(settings.splits, 2)
     if num_samples < least:

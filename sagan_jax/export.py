@@ -11,9 +11,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from sagan_jax import evaluate, figures, models, sampling
+from sagan_jax import evaluate, models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
+from sagan_jax.images import image_grid, save_png
 from sagan_jax.trained import Model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -50,7 +51,7 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
         'generator.stablehlo': lambda path: path.write_bytes(program(model).serialize()),
         'generator.safetensors': lambda path: path.write_bytes(save(weights)),
         'generator.json': lambda path: path.write_text(json.dumps(description, indent=2) + '\n'),
-        'samples.png': lambda path: figures.save_png(path, figures.image_grid(images, _COLUMNS)),
+        'samples.png': lambda path: save_png(path, image_grid(images, _COLUMNS)),
         'README.md': lambda path: path.write_text(card(model, scores)),
     }
     for name, write in writers.items():

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sagan_jax import figures, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path, remove_partial
+from sagan_jax.images import image_grid, save_png
 from sagan_jax.interruption import collected
 from sagan_jax.neighbours import nearest_pictures
 from sagan_jax.trained import Model
@@ -102,8 +103,8 @@ def _write_picture(model, path: Path, drawing: str, classes, n, seed, truncation
         in_noise = drawing == 'noise_interpolation'
         interpolate = model.interpolate_noise if in_noise else model.interpolate_classes
         rows = interpolate(classes, n, seed, truncation)
-        grid = figures.image_grid(np.concatenate(rows), columns=rows.shape[1])
-        return figures.save_png(path, grid)
+        grid = image_grid(np.concatenate(rows), columns=rows.shape[1])
+        return save_png(path, grid)
 
     images, labels = model.sample(classes, n, seed, truncation), model.labels(classes, n)
     if drawing == 'nearest':
@@ -124,7 +125,7 @@ def _write_picture(model, path: Path, drawing: str, classes, n, seed, truncation
         print(f'ranking        logits from {logits.max():+.3g} to {logits.min():+.3g}')
     elif 1 < kinds < n and n % kinds == 0:  # a row a class
         order, columns = order.reshape(-1, kinds).T.ravel(), n // kinds
-    return figures.save_png(path, figures.image_grid(images[order], columns))
+    return save_png(path, image_grid(images[order], columns))
 
 
 # ---- Any number of images, in memory for a few batches. ----------------------------------------
@@ -180,7 +181,7 @@ def _write_folder(model, folder: Path, classes, n, seed, truncation) -> None:
                 numbers = missing[done : done + len(images)]
                 under_way.append(
                     [
-                        pool.submit(figures.save_png, path(number), image)
+                        pool.submit(save_png, path(number), image)
                         for number, image in zip(numbers, images, strict=True)
                     ]
                 )

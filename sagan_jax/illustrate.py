@@ -10,7 +10,8 @@ import numpy as np
 
 from sagan_jax import checkpoints, data, figures, models, sampling, spectral_norm
 from sagan_jax.errors import UserError
-from sagan_jax.train_step import create_state
+from sagan_jax.images import image_grid, save_png
+from sagan_jax.state import create_state
 
 KINDS = ('attention', 'curves', 'classes', 'evolution')
 ROWS, COLUMNS, POINTS = 6, 10, 5
@@ -75,7 +76,7 @@ def illustrate(
 
     def save_grid(name, images):
         path = workdir / 'figures' / f'{name}.png'
-        figures.save_png(path, figures.image_grid(images, COLUMNS))
+        save_png(path, image_grid(images, COLUMNS))
         written.append(path)
 
     labels = _labels(config, source, classes)  # a row of samples each

@@ -76,13 +76,14 @@ def main(argv: list[str]) -> None:
     if _MODE.value in ('sample', 'export', 'serve'):
         return _use_model(_MODE.value, workdir)
     # Imported late, so that --help and mistakes on the command line are answered at once.
-    from sagan_jax import processes, provenance, ranges, report
+    from sagan_jax import processes, provenance, report
+    from sagan_jax.configuration import checks
     from sagan_jax.evaluate import evaluate
     from sagan_jax.illustrate import illustrate
     from sagan_jax.train import train
 
     config = _CONFIG.value or provenance.read(workdir)[0]
-    ranges.check(config)  # above all whether a run's is as old as to lack keys
+    checks.check(config)  # above all whether a run's is as old as to lack keys
     if config.distributed.coordinator and _MODE.value == 'figures':
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
     with processes.joined(config):

@@ -20,21 +20,22 @@ from sagan_jax import (
     console,
     data,
     evaluate,
-    figures,
     models,
     processes,
     provenance,
-    ranges,
     report,
     sampling,
     watch,
 )
+from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.files import remove_partial
+from sagan_jax.images import image_grid, save_png
 from sagan_jax.interruption import Interrupted, collected
 from sagan_jax.logs import RunLog, tolerating_errors
 from sagan_jax.replicas import create_checksums, replicate, single_copy
-from sagan_jax.train_step import create_state, create_train_step, local_rows
+from sagan_jax.state import create_state
+from sagan_jax.train_step import create_train_step, local_rows
 
 
 class DivergedError(UserError):
@@ -51,7 +52,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
     is 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C. A second one ends it at once.
 
     Args:
-      config: see configs/common.py.
+      config: see configuration/defaults.py.
       workdir: the run's folder, made if it is not there.
 
     Raises:
@@ -74,7 +75,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
     first = processes.is_first()  # which alone touches the workdir
 
     # ---- Refuse early what cannot work. --------------------------------------------------------
-    ranges.check(config)
+    checks.check(config)
     _check_schedule(config)
     _check_alike(config)
     train_step = create_train_step(config)  # compiled on its first call
@@ -143,9 +144,9 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
         generator, ema_params = single_copy((state.generator, state.ema_params))
         images = sample(freeze(generator | {'params': ema_params}), noise, labels)
         if first:
-            grid = figures.image_grid(images, sampling.GRID_COLUMNS)
+            grid = image_grid(images, sampling.GRID_COLUMNS)
             with tolerating_errors('the samples'):
-                figures.save_png(workdir / 'samples' / f'{step:06d}.png', grid)
+                save_png(workdir / 'samples' / f'{step:06d}.png', grid)
             log.image(step, 'samples', grid)
         return watch.diversity(images, sampling.GRID_COLUMNS)
 
@@ -281,8 +282,8 @@ def _save_reals(workdir: Path, summary: data.Summary, labels: np.ndarray) -> Non
     for row in range(0, len(labels), sampling.GRID_COLUMNS):
         found = summary.images[labels[row]]
         cells[row : row + len(found)] = found
-    grid = figures.image_grid(cells, sampling.GRID_COLUMNS)
-    figures.save_png(workdir / 'samples' / 'reals.png', grid)
+    grid = image_grid(cells, sampling.GRID_COLUMNS)
+    save_png(workdir / 'samples' / 'reals.png', grid)
 
 
 def _check_schedule(config) -> None:

@@ -9,7 +9,6 @@ takes its rows, so that the number of devices changes nothing but the order of a
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,55 +18,14 @@ import optax
 from flax import traverse_util
 from jax import lax
 
-from sagan_jax import losses, models, processes, ranges, spectral_norm
+from sagan_jax import losses, models, processes, spectral_norm
+from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
-from sagan_jax.models import Variables
 from sagan_jax.replicas import AXIS, replicate
+from sagan_jax.state import TrainState, create_optimizers
 from sagan_jax.streams import Stream, draw_noise, stream_key
 
 Metrics = dict[str, jax.Array]
-
-
-class TrainState(NamedTuple):
-    """Everything that a step changes.
-
-    Attributes:
-      step: int32 [], steps done.
-      generator, discriminator: their variables, see `models.Network`.
-      generator_opt, discriminator_opt: Adam's moments.
-      ema_params: the averaged generator's parameters; parameters only, never statistics.
-      restarts: int32 [], how often the run went back after it had diverged; it chooses the noise.
-    """
-
-    step: jax.Array
-    generator: Variables
-    discriminator: Variables
-    generator_opt: optax.OptState
-    discriminator_opt: optax.OptState
-    ema_params: Any
-    restarts: jax.Array
-
-
-def create_state(config: ml_collections.ConfigDict) -> TrainState:
-    """The state before the first step, a function of `config.seed`."""
-    generator, discriminator = models.create(config)
-    generator_optimizer, discriminator_optimizer = _optimizers(config)
-
-    @jax.jit
-    def create(key):
-        generator_key, discriminator_key = jax.random.split(key)
-        g, d = generator.init(generator_key), discriminator.init(discriminator_key)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            generator=g,
-            discriminator=d,
-            generator_opt=generator_optimizer.init(g['params']),
-            discriminator_opt=discriminator_optimizer.init(d['params']),
-            ema_params=g['params'],
-            restarts=jnp.zeros((), jnp.int32),
-        )
-
-    return create(stream_key(config.seed, Stream.PARAMETERS))
 
 
 def local_rows(config: ml_collections.ConfigDict) -> np.ndarray:
@@ -90,7 +48,7 @@ def create_train_step(
     `batch_size` (B) real images.
 
     Args:
-      config: see configs/common.py.
+      config: see configuration/defaults.py.
       devices: the devices to run on; by default all, of all processes.
       pictures: a whole data set, images uint8 [N, H, W, 3] and labels int32 [N], of which every
         device then keeps a copy; batches are gathered there.
@@ -104,11 +62,11 @@ def create_train_step(
       σ of each network and every gamma.
 
     Raises:
-      UserError: for a number out of its range, see ranges.py; if the batch does not divide by the
-        devices and by `gradient_accumulation`; for an unknown loss; or for a `mismatch_weight`
-        without a projection or classes.
+      UserError: for a number out of its range, see configuration/checks.py; if the batch does not
+        divide by the devices and by `gradient_accumulation`; for an unknown loss; or for a
+        `mismatch_weight` without a projection or classes.
     """
-    ranges.check(config)
+    checks.check(config)
     devices = devices or processes.all_devices()
     local_devices = [device for device in devices if device.process_index == jax.process_index()]
     divisor = len(devices) * config.gradient_accumulation
@@ -128,7 +86,7 @@ def create_train_step(
             f'mismatch_weight={mismatch_weight} needs --config.model.conditioning=projection and '
             'two classes or more: set it to 0.'
         )
-    generator_optimizer, discriminator_optimizer = _optimizers(config)
+    generator_optimizer, discriminator_optimizer = create_optimizers(config)
     cross_replica = config.batch_norm.cross_replica
     generator, discriminator = models.create(config, AXIS if cross_replica else None)
     auxiliary, auxiliary_weight = config.model.conditioning == 'acgan', config.model.acgan_weight
@@ -390,15 +348,6 @@ def create_train_step(
         pictures = replicate(pictures, local_devices)
         return lambda state, rows: run(state, shard(rows), pictures)
     return lambda state, images, labels: run(state, (shard(images), shard(labels)), None)
-
-
-def _optimizers(config) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam for G and for D, each with its own learning rate (TTUR: SAGAN, section 4.2)."""
-    opt = config.optimizer
-    return tuple(
-        optax.adam(rate, opt.b1, opt.b2, opt.epsilon)
-        for rate in (opt.generator_lr, opt.discriminator_lr)
-    )
 
 
 def _decay(config: ml_collections.ConfigDict, step: jax.Array) -> jax.Array | None:

@@ -17,8 +17,8 @@ from sagan_jax import checkpoints, models, provenance, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.metrics.features import on_devices
 from sagan_jax.models import Variables
+from sagan_jax.state import create_state
 from sagan_jax.streams import Stream
-from sagan_jax.train_step import create_state
 
 Classes = Sequence[str | int]  # names or numbers
 

@@ -24,7 +24,7 @@ def warnings(config: ml_collections.ConfigDict, values: Mapping[str, float]) -> 
     """A sentence for each threshold of `config.watch` that is passed, by the threshold's name.
 
     Args:
-      config: see configs/common.py.
+      config: see configuration/defaults.py.
       values: metrics of a step, and 'sample_diversity' where it was measured.
     """
     limits, found = config.watch, {}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sagan_jax import checkpoints
-from sagan_jax.train_step import create_state
+from sagan_jax.state import create_state
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import common, systems
 from sagan_jax import models
+from sagan_jax.configuration import defaults, variants
 from sagan_jax.errors import UserError
 from sagan_jax.replicas import replicate
-from sagan_jax.train_step import create_state, create_train_step
+from sagan_jax.state import create_state
+from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 CONFIGURATIONS = [
-    'common',
     'quickstart',
     'image_folder',
     'shapes',
@@ -27,8 +27,12 @@ CONFIGURATIONS = [
 CLASSLESS = ['acgan', 'sngan_projection']  # what celeba has not
 
 
+def module_of(name):
+    return importlib.import_module(f'configs.{name}')
+
+
 def load(name, *variant):
-    return importlib.import_module(f'configs.{name}').get_config(*variant)
+    return module_of(name).get_config(*variant)
 
 
 def flat(config):
@@ -37,12 +41,12 @@ def flat(config):
 
 
 def variants_of(name):
-    module = importlib.import_module(f'configs.{name}')
+    module = module_of(name)
     if not inspect.signature(module.get_config).parameters:
         return []
     missing = CLASSLESS if name == 'celeba' else []
     size = module.get_config().dataset.image_size
-    return [variant for variant in systems.names(size) if variant not in missing]
+    return [variant for variant in variants.names(size) if variant not in missing]
 
 
 ALL = [(name, variant) for name in CONFIGURATIONS for variant in variants_of(name)]
@@ -58,15 +62,15 @@ TRAINED = [
 
 
 @pytest.mark.parametrize('name', CONFIGURATIONS)
-def test_every_file_has_the_keys_of_common(name):
+def test_every_file_has_every_key(name):
     config = load(name)
-    assert flat(config).keys() == flat(common.get_config()).keys()
+    assert flat(config).keys() == flat(defaults.get_config()).keys()
     for key in ('log_every', 'sample_every', 'checkpoint_every', 'evaluate_every'):
         assert config[key] % config.steps_per_call == 0
 
 
 @pytest.mark.parametrize(
-    ('name', 'variant'), [(name, None) for name in ('common', 'quickstart', 'image_folder')] + ALL
+    ('name', 'variant'), [(name, None) for name in ('quickstart', 'image_folder')] + ALL
 )
 def test_the_networks_of_every_variant_can_be_built(name, variant):
     config = load(name, *filter(None, [variant]))
@@ -149,16 +153,16 @@ def test_unknown_variants_are_refused():
 
 
 def test_groups():
-    assert systems.expand(['table1'], 32) == [
+    assert variants.expand(['table1'], 32) == [
         'no_attention', 'feat8', 'feat16', 'residual8', 'residual16'
     ]  # fmt: skip
-    assert len(systems.expand(['table1'], 128)) == 9
-    assert systems.expand(['table2', 'acgan', 'feat8'], 128) == [
+    assert len(variants.expand(['table1'], 128)) == 9
+    assert variants.expand(['table2', 'acgan', 'feat8'], 128) == [
         'acgan', 'sngan_projection', 'feat64', 'feat8'
     ]  # fmt: skip
-    assert systems.expand(['figure3'], 64) == ['sn_d', 'sn_d_5to1', 'sn_gd', 'sn_gd_ttur']
+    assert variants.expand(['figure3'], 64) == ['sn_d', 'sn_d_5to1', 'sn_gd', 'sn_gd_ttur']
     with pytest.raises(UserError, match=r"no variant or group 'table3' .* table1, table2, figure3"):
-        systems.expand(['table3'], 32)
+        variants.expand(['table3'], 32)
 
 
 # ---- Two steps of each. ------------------------------------------------------------------------

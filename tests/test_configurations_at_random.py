@@ -6,12 +6,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from configs import common
-from sagan_jax import checkpoints, models, ranges
+from sagan_jax import checkpoints, models
+from sagan_jax.configuration import checks, defaults
 from sagan_jax.errors import UserError
 from sagan_jax.models import architectures
 from sagan_jax.replicas import replicate, single_copy
-from sagan_jax.train_step import create_state, create_train_step
+from sagan_jax.state import create_state
+from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 REPEATED = ('steps_per_call', 'discriminator_steps', 'gradient_accumulation')
@@ -81,7 +82,7 @@ def valid(draw):
 
 
 def configuration(values):
-    config = common.get_config()
+    config = defaults.get_config()
     config.update_from_flattened_dict(values)
     return config
 
@@ -145,8 +146,8 @@ FAULTS = {
 
 def outside(key):
     """Values just and far out of a key's range, of the key's type."""
-    least, greatest, _ = ranges.RANGES[key]
-    default = common.get_config()
+    least, greatest, _ = checks.RANGES[key]
+    default = defaults.get_config()
     default.lock()
     for name in key.split('.'):
         default = default[name]
@@ -160,13 +161,13 @@ def outside(key):
 def faulty(draw):
     """`valid`, but for one key."""
     values = draw(valid())
-    key = draw(st.sampled_from([*FAULTS, *ranges.RANGES]))
+    key = draw(st.sampled_from([*FAULTS, *checks.RANGES]))
     if key == 'model.attention_query_block':  # nothing to divide without attention
         values |= {'model.architecture': 'pyramid', 'model.conditioning': 'none'}
         values |= {'dataset.image_size': 32, 'model.generator_attention': (16,)}
         values |= {'model.discriminator_attention': ()}
     bad = [FAULTS[key]] if key in FAULTS else []
-    bad += outside(key) if key in ranges.RANGES else []
+    bad += outside(key) if key in checks.RANGES else []
     return key, values | {key: draw(st.sampled_from(bad))}
 
 
@@ -191,7 +192,7 @@ def test_a_batch_that_does_not_divide_is_refused(devices):
 
 def test_every_number_has_a_range():
     """A number that a configuration gains is thought of here too."""
-    config = common.get_config()
+    config = defaults.get_config()
     sections = {'': config} | {
         f'{name}.': section for name, section in config.items() if hasattr(section, 'items')
     }
@@ -201,8 +202,8 @@ def test_every_number_has_a_range():
         for name, value in section.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    assert numbers - {'dataset.image_size'} == set(ranges.RANGES)
-    ranges.check(config)
+    assert numbers - {'dataset.image_size'} == set(checks.RANGES)
+    checks.check(config)
     with pytest.raises(UserError, match=r'optimizer.b1=1.0 should be at least 0 and below 1'):
-        ranges.check(tiny.config(optimizer__b1=1.0))
+        checks.check(tiny.config(optimizer__b1=1.0))
     assert models.create(tiny.config(ema__decay=1.0))

@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from configs import common
+from sagan_jax.configuration import defaults
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -64,7 +64,7 @@ def test_flags_of_commands_exist(module):
 @pytest.mark.parametrize('page', PAGES, ids=NAMES)
 def test_configurations_and_keys_exist(page):
     text = page.read_text()
-    keys = flatten_dict(common.get_config().to_dict(), sep='.')
+    keys = flatten_dict(defaults.get_config().to_dict(), sep='.')
     for key in re.findall(r'--config\.([a-z_0-9.]*[a-z_0-9])', text):
         assert key in keys, key
     for name, variant in re.findall(r'configs/(\w+)\.py(?::(\w+))?', text):

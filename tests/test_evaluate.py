@@ -12,9 +12,9 @@ from sagan_jax import checkpoints, data, evaluate, metrics
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import in_domain
 from sagan_jax.sampling import create_freeze, create_sampler
+from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.train import train
-from sagan_jax.train_step import create_state
 from tests import tiny
 
 

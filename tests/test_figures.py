@@ -3,12 +3,12 @@
 import numpy as np
 from PIL import Image
 
-from sagan_jax import figures
+from sagan_jax.images import image_grid, save_png
 
 
 def test_grid_places_every_image():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 64, 64, 3), np.uint8)
-    grid = figures.image_grid(images, columns=3)
+    grid = image_grid(images, columns=3)
     assert grid.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
     for index in range(5):
         y, x = 2 + index // 3 * 66, 2 + index % 3 * 66
@@ -20,14 +20,14 @@ def test_grid_places_every_image():
 
 def test_small_images_are_enlarged_without_blur():
     image = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), dtype=np.uint8)
-    grid = figures.image_grid(image, columns=1)
+    grid = image_grid(image, columns=1)
     np.testing.assert_array_equal(grid[2:66:2, 2:66:2], image[0])
     np.testing.assert_array_equal(grid[3:67:2, 3:67:2], image[0])
 
 
 def test_save_png_is_lossless(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
-    figures.save_png(tmp_path / 'new' / 'a.png', image)
+    save_png(tmp_path / 'new' / 'a.png', image)
     with Image.open(tmp_path / 'new' / 'a.png') as read:
         np.testing.assert_array_equal(np.asarray(read), image)
     assert len(list((tmp_path / 'new').iterdir())) == 1

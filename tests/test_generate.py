@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 import sagan_jax
-from sagan_jax import figures
 from sagan_jax.errors import UserError
 from sagan_jax.generate import generate
+from sagan_jax.images import image_grid
 from tests import tiny
 
 
@@ -155,9 +155,9 @@ def test_arrays(model, tmp_path):
 def test_a_grid_has_a_row_a_class(model, tmp_path):
     generate(model, tmp_path / 'grid.png', n=6)
     expected = model.sample(n=6)[[0, 3, 1, 4, 2, 5]]
-    np.testing.assert_array_equal(read(tmp_path / 'grid.png'), figures.image_grid(expected, 2))
+    np.testing.assert_array_equal(read(tmp_path / 'grid.png'), image_grid(expected, 2))
     generate(model, tmp_path / 'grid.png', n=7)
-    expected = figures.image_grid(model.sample(n=7), 3)
+    expected = image_grid(model.sample(n=7), 3)
     np.testing.assert_array_equal(read(tmp_path / 'grid.png'), expected)
 
 
@@ -165,7 +165,7 @@ def test_ranking_begins_with_the_highest_logit(model, tmp_path):
     generate(model, tmp_path / 'ranking.png', 'ranking', n=6)
     images = model.sample(n=6)
     order = np.argsort(model.score(images, model.labels(n=6)))[::-1]
-    expected = figures.image_grid(images[order], 3)
+    expected = image_grid(images[order], 3)
     np.testing.assert_array_equal(read(tmp_path / 'ranking.png'), expected)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import common
-from sagan_jax import models, official
+from sagan_jax import models
+from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
+from sagan_jax.models import official
 
 GOLDEN = np.load(Path(__file__).parent / 'golden' / 'official_feat32.npz')
 TOLERANCE = {'rtol': 1e-4, 'atol': 1e-4}
@@ -17,7 +18,7 @@ TOLERANCE = {'rtol': 1e-4, 'atol': 1e-4}
 
 def official_config():
     generator_width, discriminator_width, num_classes, z_dim, _ = GOLDEN['meta'].tolist()
-    config = common.get_config()
+    config = defaults.get_config()
     config.dataset.image_size, config.dataset.num_classes = 128, num_classes
     config.model.generator_width = generator_width
     config.model.discriminator_width = discriminator_width

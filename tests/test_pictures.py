@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sagan_jax.errors import UserError
-from sagan_jax.pictures import read_square, square
+from sagan_jax.images import read_square, square
 
 
 @pytest.fixture

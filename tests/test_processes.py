@@ -16,7 +16,7 @@ import pytest
 from launch import local_cluster
 from sagan_jax import checkpoints
 from sagan_jax.processes import LOST, TIMEOUT
-from sagan_jax.train_step import create_state
+from sagan_jax.state import create_state
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

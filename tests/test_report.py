@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from sagan_jax import charts, evaluate, figures, provenance, report
+from sagan_jax import charts, evaluate, provenance, report
 from sagan_jax.errors import UserError
+from sagan_jax.images import image_grid, save_png
 from tests import tiny
 
 NAMES = ['<script>alert(1)</script>', 'cat & "dog"', 'class2']
@@ -73,8 +74,8 @@ def finished(tmp_path_factory):
     (workdir / 'metrics.jsonl').write_text(text + '{"step": 5005, "gener')
     for step in range(0, 6000, 200):
         path = workdir / 'samples' / f'{step:06d}.png'
-        figures.save_png(path, figures.image_grid(picture(step), 10))
-    figures.save_png(workdir / 'samples' / 'reals.png', figures.image_grid(picture(1), 10))
+        save_png(path, image_grid(picture(step), 10))
+    save_png(workdir / 'samples' / 'reals.png', image_grid(picture(1), 10))
     for step in (1000, 2000, 5000):
         row = ROW | {'step': step, 'resize': 'tf1'}
         fid = row | {'name': 'fid50_train', 'value': step / 70, 'features': 'inception'}
@@ -186,7 +187,7 @@ def test_attention_maps(finished, tmp_path):
     assert '--mode figures' in read(finished).text
     workdir = tmp_path / 'run'
     shutil.copytree(finished, workdir)
-    figures.save_png(workdir / 'figures' / 'attention_generator.png', picture(0)[0])
+    save_png(workdir / 'figures' / 'attention_generator.png', picture(0)[0])
     page = read(workdir)
     assert '--mode figures' not in page.text
     assert 'of the generator' in [image['alt'] for image in page.all('img')]
@@ -204,8 +205,8 @@ def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
     page = read(tmp_path)
     for part in ('Step 0 of 4', 'None are drawn yet', 'None are measured yet', 'Too little is'):
         assert part in page.text
-    grid = figures.image_grid(picture(0)[: 10 if conditioning == 'none' else 30], 10)
-    figures.save_png(tmp_path / 'samples' / '000000.png', grid)
+    grid = image_grid(picture(0)[: 10 if conditioning == 'none' else 30], 10)
+    save_png(tmp_path / 'samples' / '000000.png', grid)
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "generator_loss": NaN}\n')
     page = read(tmp_path)
     assert 'Step 1 of 4' in page.text
@@ -215,8 +216,8 @@ def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
 def test_a_million_steps_come_after_fewer(tmp_path):
     provenance.write(tmp_path, tiny.config(num_train_steps=1_000_000), {})
     for step in (1_000_000, 250_000, 0):
-        grid = figures.image_grid(picture(step), 10)
-        figures.save_png(tmp_path / 'samples' / f'{step:06d}.png', grid)
+        grid = image_grid(picture(step), 10)
+        save_png(tmp_path / 'samples' / f'{step:06d}.png', grid)
         evaluate.write(tmp_path, step, [ROW | {'step': step, 'name': 'fid50_train', 'value': 1.0}])
     page = read(tmp_path)
     alts = [image['alt'] for image in page.all('img') if image['alt'].startswith('step')]

@@ -10,8 +10,8 @@ import scipy.stats
 import sagan_jax
 from sagan_jax import checkpoints, models, provenance, sampling, trained
 from sagan_jax.errors import UserError
+from sagan_jax.state import create_state
 from sagan_jax.streams import Stream
-from sagan_jax.train_step import create_state
 from tests import tiny
 
 

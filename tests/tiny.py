@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
 from sagan_jax import checkpoints, data, provenance, references
+from sagan_jax.configuration import defaults
 from sagan_jax.metrics import in_domain
-from sagan_jax.train_step import create_state
+from sagan_jax.state import create_state
 
 
 def config(**overrides) -> ml_collections.ConfigDict:
     """Networks of a few thousand parameters at 32×32; overrides by dotted name."""
-    tiny = common.get_config()
+    tiny = defaults.get_config()
     tiny.update_from_flattened_dict(
         {
             'num_train_steps': 4,
@@ -88,7 +88,7 @@ def arguments(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
         for key, item in keys:
             if item is not None and name != 'distributed':
                 given.append(f'--config.{name}{"." if key else ""}{key}={item}')
-    return ['--config', 'configs/common.py', '--workdir', str(workdir), *given]
+    return ['--config', 'sagan_jax/configuration/defaults.py', '--workdir', str(workdir), *given]
 
 
 def trained_run(workdir: Path) -> None:

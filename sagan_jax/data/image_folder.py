@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from sagan_jax.data.preparing import shards
 from sagan_jax.errors import UserError
-from sagan_jax.pictures import SUFFIXES, read_square
+from sagan_jax.images import SUFFIXES, read_square
 
 _TEST_NAMES = ('test', 'validation', 'val')  # of several the first
 

@@ -20,7 +20,7 @@ from sagan_jax.data import image_folder
 from sagan_jax.data.preparing import prepared, quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
-from sagan_jax.pictures import square
+from sagan_jax.images import square
 
 
 @dataclasses.dataclass(frozen=True)

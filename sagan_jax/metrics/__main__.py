@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from sagan_jax.errors import UserError
 from sagan_jax.files import atomic_path
-from sagan_jax.metrics import inception, pictures, scores
+from sagan_jax.images import read
+from sagan_jax.metrics import folders, inception, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
 from sagan_jax.metrics.features import Collected, collect, on_devices
-from sagan_jax.pictures import read
 
 PAIRS = 10_000  # pictures of each folder, at most, for the scores over pairs of samples
 
@@ -85,13 +85,13 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _score(options: argparse.Namespace) -> list[dict]:
     # ---- the pictures, before anything that takes long ----
-    folders = {'real': options.real, 'fake': options.fake}
+    compared = {'real': options.real, 'fake': options.fake}
     paths = {
-        side: pictures.find(folder, options.seed)[: options.max_images]
-        for side, folder in folders.items()
+        side: folders.find(folder, options.seed)[: options.max_images]
+        for side, folder in compared.items()
     }
     least = max(options.splits, DENSITY_NEIGHBOURS + 1)
-    for side, folder in folders.items():
+    for side, folder in compared.items():
         if len(paths[side]) < least:
             raise UserError(
                 f'The folder {folder} gives {len(paths[side])} pictures but the scores need at '
@@ -106,7 +106,7 @@ def _score(options: argparse.Namespace) -> list[dict]:
 
     def gather(side: str) -> Collected:
         count = len(paths[side])
-        images = pictures.batches(paths[side], options.batch_size, like)
+        images = folders.batches(paths[side], options.batch_size, like)
         features = _with_progress(stream(network.variables, images), side, count)
         return collect(features, network.layer, network.logits, count, options.splits, PAIRS)
 
@@ -115,7 +115,7 @@ def _score(options: argparse.Namespace) -> list[dict]:
     # ---- scores, each with its protocol ----
     height, width, _ = read(like).shape
     protocol = {
-        **folders,
+        **compared,
         'image_size': [height, width],
         'rounding': 'uint8',
         'resize': network.resize,

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
-from sagan_jax import ranges, spectral_norm
+from sagan_jax import spectral_norm
+from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.models.architectures import (
     architecture,
@@ -56,15 +57,16 @@ def create(
     """The generator and the discriminator that a configuration describes.
 
     Args:
-      config: see configs/common.py.
+      config: see configuration/defaults.py.
       axis_name: the mapped axis over whose replicas batch moments are taken; None for one device
         on its own.
 
     Raises:
-      UserError: for a number out of its range, see ranges.py; an architecture, conditioning or
-        attention resolution that does not exist; or a block of queries that does not divide them.
+      UserError: for a number out of its range, see configuration/checks.py; an architecture,
+        conditioning or attention resolution that does not exist; or a block of queries that does
+        not divide them.
     """
-    ranges.check(config)
+    checks.check(config)
     model, image_size = config.model, config.dataset.image_size
     _check_conditioning(config)
     arch = architecture(model.architecture, image_size)

@@ -18,7 +18,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    '--config', 'configs/common.py',
+    '--config', 'sagan_jax/configuration/defaults.py',
     '--config.batch_size=8',
     '--config.model.architecture=pyramid',
     '--config.model.generator_width=4',
@@ -382,7 +382,7 @@ def test_help():
 def test_the_peer_computes_the_same_function(size):
     pytest.importorskip('torch')
     from launch import peer_training
-    from sagan_jax.train_step import create_state
+    from sagan_jax.state import create_state
 
     architecture = {32: 'pyramid', 64: 'sagan'}[size]
     config = tiny.config(dataset__image_size=size, model__architecture=architecture)
@@ -392,7 +392,7 @@ def test_the_peer_computes_the_same_function(size):
 def test_another_function_is_refused(monkeypatch):
     torch = pytest.importorskip('torch')
     from launch import peer, peer_training
-    from sagan_jax.train_step import create_state
+    from sagan_jax.state import create_state
 
     config = tiny.config()
     monkeypatch.setattr(

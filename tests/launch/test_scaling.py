@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from launch import measure, scaling
-from sagan_jax.train_step import create_state, create_train_step
+from sagan_jax.state import create_state
+from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 

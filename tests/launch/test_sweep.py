@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[2]
 VARIANTS = ('no_attention', 'feat16')
 
 CONFIG = """
-from configs import common, systems
+from sagan_jax.configuration import defaults, variants
 
 def get_config(variant='feat16'):
-    config = common.get_config()
+    config = defaults.get_config()
     config.model.architecture = 'pyramid'
-    return systems.apply(config, variant, {})
+    return variants.apply(config, variant, {})
 """
 
 

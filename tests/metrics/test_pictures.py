@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from sagan_jax.errors import UserError
-from sagan_jax.metrics import pictures
+from sagan_jax.metrics import folders
 
 
 @pytest.fixture
@@ -23,16 +23,16 @@ def numbers(paths):
 
 
 def test_all_pictures_are_found_in_an_order_of_the_seed(folder):
-    found = numbers(pictures.find(folder, seed=0))
+    found = numbers(folders.find(folder, seed=0))
     assert sorted(found) == list(range(7))
-    assert found == numbers(pictures.find(folder, seed=0))
-    assert len({tuple(numbers(pictures.find(folder, seed))) for seed in range(5)}) > 1
+    assert found == numbers(folders.find(folder, seed=0))
+    assert len({tuple(numbers(folders.find(folder, seed))) for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 7, 50])
 def test_batches_hold_every_picture_in_order(folder, batch_size):
-    paths = pictures.find(folder, seed=0)
-    batches = list(pictures.batches(paths, batch_size, like=paths[0]))
+    paths = folders.find(folder, seed=0)
+    batches = list(folders.batches(paths, batch_size, like=paths[0]))
     assert all(len(batch) == batch_size for batch in batches[:-1])
     images = np.concatenate(batches)
     assert images.shape == (7, 4, 6, 3)
@@ -41,10 +41,10 @@ def test_batches_hold_every_picture_in_order(folder, batch_size):
 
 
 def test_pictures_are_not_read_far_ahead(folder, monkeypatch):
-    read, taken = pictures.read, []
-    monkeypatch.setattr(pictures, 'read', lambda path: taken.append(path) or read(path))
-    paths = pictures.find(folder, seed=0) * 10
-    batches = pictures.batches(paths, batch_size=2, like=paths[0])
+    read, taken = folders.read, []
+    monkeypatch.setattr(folders, 'read', lambda path: taken.append(path) or read(path))
+    paths = folders.find(folder, seed=0) * 10
+    batches = folders.batches(paths, batch_size=2, like=paths[0])
     next(batches)
     assert len(taken) <= 1 + 3 * 2
     batches.close()
@@ -54,15 +54,15 @@ def test_pictures_are_not_read_far_ahead(folder, monkeypatch):
 def test_other_kinds_of_pictures_become_rgb(tmp_path, mode):
     path = tmp_path / 'x.png'
     Image.new(mode, (6, 4)).save(path)
-    assert pictures.read(path).shape == (4, 6, 3)
+    assert folders.read(path).shape == (4, 6, 3)
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path):
     with pytest.raises(UserError, match=f'There is no folder {tmp_path}/x: give two folders'):
-        pictures.find(tmp_path / 'x', seed=0)
+        folders.find(tmp_path / 'x', seed=0)
     (tmp_path / 'notes.txt').touch()
     with pytest.raises(UserError, match=f'folder {tmp_path} holds no pictures: it should hold'):
-        pictures.find(tmp_path, seed=0)
+        folders.find(tmp_path, seed=0)
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
@@ -75,7 +75,7 @@ def test_a_picture_cut_short_is_named(tmp_path, suffix):
     for length in (0, 10, len(whole) // 2):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError) as error:
-            pictures.read(path)
+            folders.read(path)
         assert str(error.value).startswith(f'Cannot read the picture {path} (')
         assert '\n' not in str(error.value)
 
@@ -85,4 +85,4 @@ def test_a_picture_of_another_size_is_named(folder):
     Image.new('RGB', (8, 4)).save(odd)
     like = folder / '0.PNG'
     with pytest.raises(UserError, match=f'{odd} is 8×4 pixels but {like} is 6×4: bring all'):
-        list(pictures.batches([like, odd], 2, like))
+        list(folders.batches([like, odd], 2, like))

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from sagan_jax import models, spectral_norm
+from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from tests import tiny
 
 
 def described(image_size, num_classes, generator_attention, discriminator_attention=None):
-    config = common.get_config()
+    config = defaults.get_config()
     config.dataset.image_size = image_size
     config.dataset.num_classes = num_classes
     config.model.generator_attention = generator_attention

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sagan_jax.errors import UserError
-from sagan_jax.pictures import SUFFIXES, read
+from sagan_jax.images import SUFFIXES, read
 
 
 def find(folder: str | os.PathLike, seed: int) -> list[Path]:

@@ -1,6 +1,6 @@
 """Every key that a configuration has, with its default and what it means.
 
-The files beside this one start from `get_config()` and set what is decisive for their data set.
+The files in configs/ start from `get_config()` and set what is decisive for their data set.
 Any key can be changed on the command line, for example --config.optimizer.generator_lr=2e-4
 """
 
