@@ -29,9 +29,9 @@ import ml_collections
 from absl import flags
 
 from launch import tables
-from sagan_jax import command_line
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
+from sagan_jax.system import command_line
+from sagan_jax.system.files import atomic_path
 
 CONFIG = command_line.define_config()
 BATCH_SIZE = flags.DEFINE_list(

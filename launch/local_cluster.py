@@ -18,8 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from sagan_jax.interruption import collected
-from sagan_jax.processes import LOST, TIMEOUT
+from sagan_jax.system.distributed import LOST, TIMEOUT
+from sagan_jax.system.signals import collected
 
 MISTAKE = 2  # status of a process that was given something wrong
 ATTEMPTS = 3  # in a row, each of which fails within a minute

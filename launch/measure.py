@@ -17,8 +17,8 @@ from sagan_jax.errors import UserError
 from sagan_jax.metrics import features, in_domain, inception
 from sagan_jax.models.architectures import architecture, generator_resolutions
 from sagan_jax.models.attention import SelfAttention
-from sagan_jax.replicas import replicate
 from sagan_jax.state import create_state
+from sagan_jax.system.replicas import replicate
 from sagan_jax.train_step import create_train_step
 
 

@@ -17,8 +17,8 @@ from launch.page import Html, Part, Table
 from launch.results import Column, Result
 from sagan_jax import charts
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
 from sagan_jax.page import figure
+from sagan_jax.system.files import atomic_path
 
 
 def main(arguments: list[str] | None = None) -> int:

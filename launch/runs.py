@@ -11,8 +11,8 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sagan_jax.console import duration
-from sagan_jax.files import atomic_path
+from sagan_jax.run.logs import duration
+from sagan_jax.system.files import atomic_path
 
 RECORD = 'sweep.json'  # in the sweep's own folder
 LOG, EXIT, LOCK = 'log.txt', 'exit.json', '.lock'

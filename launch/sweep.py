@@ -32,10 +32,10 @@ from ml_collections import config_flags
 
 from launch import execution, runs
 from launch.runs import Run
-from sagan_jax import command_line
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
-from sagan_jax.interruption import collected
+from sagan_jax.system import command_line
+from sagan_jax.system.files import atomic_path
+from sagan_jax.system.signals import collected
 
 CONFIG = command_line.define_config()
 VARIANTS = flags.DEFINE_list('variants', None, 'Names of variants and of groups of them.')

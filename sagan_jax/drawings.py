@@ -10,8 +10,9 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from sagan_jax import page, provenance, trained
+from sagan_jax import page, trained
 from sagan_jax.errors import UserError
+from sagan_jax.run import provenance
 
 MOST_IMAGES = 64
 

@@ -13,20 +13,22 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from sagan_jax import checkpoints, data, processes, references
+from sagan_jax import data, references
 from sagan_jax.configuration import checks
 from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
-from sagan_jax.interruption import Interrupted
 from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score, compare
 from sagan_jax.metrics.features import FeatureNetwork, on_devices
 from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
 from sagan_jax.models import Variables
+from sagan_jax.run import checkpoints
 from sagan_jax.sampling import create_draw, create_freeze
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
+from sagan_jax.system import distributed
+from sagan_jax.system.files import atomic_path
+from sagan_jax.system.signals import Interrupted
 
 Row = dict[str, Any]  # a score: its name, its value and its protocol
 
@@ -65,7 +67,7 @@ def evaluate(
         state = checkpoints.restore(manager, like, step)
         rows = score(step, state.generator | {'params': state.ema_params})
         print('\n'.join(f'  {describe(row)}' for row in rows))
-        if processes.is_first():
+        if distributed.is_first():
             print(f'written        {write(workdir, step, rows)}')
         results[step] = rows
     if manager:
@@ -108,7 +110,7 @@ def create_evaluator(
     _check_pictures(source, settings.splits, pair_samples)
     trained = source if settings.split == 'train' else data.load(config.dataset, 'train')
     networks = references.load_networks(config, trained)
-    processes.check_alike({'data': source.name, 'networks': networks.sha256})
+    distributed.check_alike({'data': source.name, 'networks': networks.sha256})
     real = references.real_statistics(
         source, networks, settings.splits, pair_samples, settings.batch_size
     )
@@ -126,12 +128,12 @@ def create_evaluator(
     def draw_and_describe(variables, asked):
         return networks.apply(variables['networks'], draw(variables['generator'], asked))
 
-    stream = on_devices(draw_and_describe, settings.batch_size, processes.all_devices())
+    stream = on_devices(draw_and_describe, settings.batch_size, distributed.all_devices())
 
     def fakes(frozen, first, labels, title, leave=True) -> Iterator[dict[str, np.ndarray]]:
         asked = np.stack([np.arange(first, first + len(labels)), labels], 1).astype(np.int32)
         variables = {'generator': frozen, 'networks': networks.variables}
-        hidden = not (progress and processes.is_first())
+        hidden = not (progress and distributed.is_first())
         bar = tqdm(desc=title, total=len(labels), unit='img', leave=leave, disable=hidden)
         with bar:
             for part in stream(variables, [asked]):

@@ -13,8 +13,8 @@ from safetensors.numpy import save
 
 from sagan_jax import evaluate, models, sampling
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
 from sagan_jax.images import image_grid, save_png
+from sagan_jax.system.files import atomic_path
 from sagan_jax.trained import Model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')

@@ -8,9 +8,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from sagan_jax import checkpoints, data, figures, models, sampling, spectral_norm
+from sagan_jax import data, figures, models, sampling, spectral_norm
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
+from sagan_jax.run import checkpoints
 from sagan_jax.state import create_state
 
 KINDS = ('attention', 'curves', 'classes', 'evolution')

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
+from sagan_jax.system.files import atomic_path
 
 SUFFIXES = frozenset({'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from sagan_jax import command_line
 from sagan_jax.errors import UserError
+from sagan_jax.system import command_line
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -76,17 +76,19 @@ def main(argv: list[str]) -> None:
     if _MODE.value in ('sample', 'export', 'serve'):
         return _use_model(_MODE.value, workdir)
     # Imported late, so that --help and mistakes on the command line are answered at once.
-    from sagan_jax import processes, provenance, report
+    from sagan_jax import report
     from sagan_jax.configuration import checks
     from sagan_jax.evaluate import evaluate
     from sagan_jax.illustrate import illustrate
+    from sagan_jax.run import provenance
+    from sagan_jax.system import distributed
     from sagan_jax.train import train
 
     config = _CONFIG.value or provenance.read(workdir)[0]
     checks.check(config)  # above all whether a run's is as old as to lack keys
     if config.distributed.coordinator and _MODE.value == 'figures':
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
-    with processes.joined(config):
+    with distributed.joined(config):
         if _MODE.value == 'train':
             return train(config, workdir)
         if _MODE.value == 'evaluate':
@@ -94,7 +96,7 @@ def main(argv: list[str]) -> None:
         else:
             points = [_point(text) for text in _POINTS.value]
             illustrate(config, workdir, _CHECKPOINT.value, _FIGURES.value, _CLASSES.value, points)
-        if processes.is_first():
+        if distributed.is_first():
             report.write(workdir)
             print(f'written        {workdir / "report.html"}')
     return None

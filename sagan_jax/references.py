@@ -17,12 +17,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from sagan_jax import data, processes
+from sagan_jax import data
 from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
 from sagan_jax.metrics import in_domain, inception, scores
 from sagan_jax.metrics.features import Collected, FeatureNetwork, collect, on_devices
+from sagan_jax.system import distributed
+from sagan_jax.system.files import atomic_path
 
 TESTED = 10_000  # pictures, at most, that the classifier's accuracy is taken from
 
@@ -136,7 +137,7 @@ def real_features(
     """Features float32 [N, d] and labels int32 [N] of a whole split, cached likewise."""
 
     def compute():
-        stream = on_devices(networks.features.apply, batch_size, processes.all_devices())
+        stream = on_devices(networks.features.apply, batch_size, distributed.all_devices())
         labels, layer = [], networks.features.layer
         images = _noting(data.once(source, batch_size), labels)
         parts = _progress(stream(networks.features.variables, images), len(source), layer)
@@ -179,7 +180,7 @@ def gather(
 
 
 def _gather_real(source, networks, splits, keep, batch_size) -> Statistics:
-    stream = on_devices(networks.apply, batch_size, processes.all_devices())
+    stream = on_devices(networks.apply, batch_size, distributed.all_devices())
     labels, total = [], len(source)
     images = _noting(data.once(source, batch_size), labels)
     parts = _progress(stream(networks.variables, images), total, 'features')
@@ -194,7 +195,7 @@ def _noting(batches, labels: list) -> Iterator[np.ndarray]:
 
 
 def _bar(*args, **kwargs) -> tqdm:
-    return tqdm(*args, **kwargs, disable=not processes.is_first())
+    return tqdm(*args, **kwargs, disable=not distributed.is_first())
 
 
 def _progress(parts, total: int, layer: str):
@@ -259,11 +260,11 @@ def _cached(
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = folder / 'sagan_jax' / f'{kind}_{key}.npz'
     stored = _stored(path, record)
-    if not processes.vote(stored is None)():
+    if not distributed.vote(stored is None)():
         return stored
     # Some process has no such file: all compute, as they must together, and each keeps its own.
     arrays = {name: np.asarray(value) for name, value in compute().items()}
-    arrays = processes.from_first(arrays)
+    arrays = distributed.from_first(arrays)
     try:
         with atomic_path(path) as temporary:
             np.savez(temporary, record=text, **arrays)

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from sagan_jax import drawings, page, provenance, report
+from sagan_jax import drawings, page, report
 from sagan_jax.drawings import Refused
 from sagan_jax.errors import UserError
+from sagan_jax.run import provenance
 
 _REPORT_SECONDS = 3  # for which a report is fresh
 

@@ -15,26 +15,17 @@ import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from sagan_jax import (
-    checkpoints,
-    console,
-    data,
-    evaluate,
-    models,
-    processes,
-    provenance,
-    report,
-    sampling,
-    watch,
-)
+from sagan_jax import data, evaluate, models, report, sampling
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
-from sagan_jax.files import remove_partial
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.interruption import Interrupted, collected
-from sagan_jax.logs import RunLog, tolerating_errors
-from sagan_jax.replicas import create_checksums, replicate, single_copy
+from sagan_jax.run import checkpoints, collapse, provenance
+from sagan_jax.run.logs import RunLog, progress, tolerating_errors
 from sagan_jax.state import create_state
+from sagan_jax.system import distributed
+from sagan_jax.system.files import remove_partial
+from sagan_jax.system.replicas import create_checksums, replicate, single_copy
+from sagan_jax.system.signals import Interrupted, collected
 from sagan_jax.train_step import create_train_step, local_rows
 
 
@@ -72,14 +63,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None
 
 def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> None:
     """`train`, after so many restarts in this process."""
-    first = processes.is_first()  # which alone touches the workdir
+    first = distributed.is_first()  # which alone touches the workdir
 
     # ---- Refuse early what cannot work. --------------------------------------------------------
     checks.check(config)
     _check_schedule(config)
     _check_alike(config)
     train_step = create_train_step(config)  # compiled on its first call
-    processes.on_first(lambda: _check_workdir(workdir, config))
+    distributed.on_first(lambda: _check_workdir(workdir, config))
 
     # ---- Data. ---------------------------------------------------------------------------------
     source = data.load(config.dataset, 'train')
@@ -89,8 +80,8 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
         'class_names': list(source.class_names),
         'sha256_of_some': data.fingerprint(source),
     }
-    processes.check_alike(pictures)
-    processes.on_first(lambda: provenance.check_data(workdir, pictures))
+    distributed.check_alike(pictures)
+    distributed.on_first(lambda: provenance.check_data(workdir, pictures))
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     stream = data.batches
     if config.dataset.on_device:
@@ -116,7 +107,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
             f'The newest checkpoint is of step {step}, which is not a multiple of '
             f'steps_per_call={config.steps_per_call}: choose one that divides it.'
         )
-    processes.on_first(lambda: _write_configuration(workdir, config, pictures))
+    distributed.on_first(lambda: _write_configuration(workdir, config, pictures))
     if restored is None:
         print(f'run            starts afresh in {workdir}, {config.num_train_steps:,} steps')
     else:
@@ -148,7 +139,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
             with tolerating_errors('the samples'):
                 save_png(workdir / 'samples' / f'{step:06d}.png', grid)
             log.image(step, 'samples', grid)
-        return watch.diversity(images, sampling.GRID_COLUMNS)
+        return collapse.diversity(images, sampling.GRID_COLUMNS)
 
     def save_report() -> None:
         if first:
@@ -161,7 +152,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
             config,
             config.evaluation.training_samples,
             progress=False,
-            stop=lambda: processes.vote(bool(signals))(),
+            stop=lambda: distributed.vote(bool(signals))(),
         )
 
     def save_scores(log) -> bool:
@@ -171,7 +162,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
             rows = score(step, generator | {'params': ema_params})
         except Interrupted:
             return False
-        is_best = processes.on_first(
+        is_best = distributed.on_first(
             lambda: evaluate.is_best(config, workdir, rows, best.latest_step())
         )
         if first:
@@ -204,7 +195,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
     def scores_due():
         return config.evaluate_every and due(config.evaluate_every)
 
-    poll, asked_to_end = processes.create_poll(), False
+    poll, asked_to_end = distributed.create_poll(), False
     unsaved, warned = False, {}
     log_of_first = RunLog(workdir, step) if first else contextlib.nullcontext()
     with checkpoints.closing(managers), log_of_first as log, collected() as signals:
@@ -214,7 +205,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
                     _save_reals(workdir, summary, labels)
             save_samples(log)
             save_report()
-        elif scores_due() and processes.on_first(lambda: not evaluate.read(workdir, step)):
+        elif scores_due() and distributed.on_first(lambda: not evaluate.read(workdir, step)):
             asked_to_end = not save_scores(log)
         in_flight = collections.deque()
         last_log, compiling_since = (step, time.monotonic()), time.monotonic()
@@ -248,7 +239,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
                 if step > last_log[0]:
                     images = (step - last_log[0]) * images_per_step
                     values['images_per_second'] = images / max(now - last_log[1], 1e-9)
-                print(console.progress(step, config.num_train_steps, values, images_per_step))
+                print(progress(step, config.num_train_steps, values, images_per_step))
                 if first:
                     log.scalars(step, values)
                 last_log = step, now
@@ -261,7 +252,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
                 save_report()
             if first:
                 unsaved = unsaved or checkpoints.has_failed(manager)
-            again = due(config.log_every) and processes.vote(unsaved)()
+            again = due(config.log_every) and distributed.vote(unsaved)()
             if due(config.checkpoint_every) or asked_to_end or again:
                 copy = state_on_host()
                 unsaved = first and not checkpoints.save(manager, step, copy)
@@ -302,7 +293,7 @@ def _check_alike(config) -> None:
     """Of several processes all must be given the same."""
     record = flatten_dict(provenance.record(config), sep='.')
     del record['config.distributed.process_id']
-    processes.check_alike(record)
+    distributed.check_alike(record)
 
 
 def _check_workdir(workdir: Path, config) -> None:
@@ -358,7 +349,7 @@ def _last_saved(manager) -> str:
 
 def _warn(config, step: int, values: Mapping[str, float], before: dict) -> dict[str, str]:
     """Tells of thresholds that are passed now and were not before; returns all that are."""
-    found = watch.warnings(config, values)
+    found = collapse.warnings(config, values)
     for name, sentence in found.items():
         if config.watch.stop:
             raise UserError(

@@ -18,19 +18,20 @@ import optax
 from flax import traverse_util
 from jax import lax
 
-from sagan_jax import losses, models, processes, spectral_norm
+from sagan_jax import losses, models, spectral_norm
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
-from sagan_jax.replicas import AXIS, replicate
 from sagan_jax.state import TrainState, create_optimizers
 from sagan_jax.streams import Stream, draw_noise, stream_key
+from sagan_jax.system import distributed
+from sagan_jax.system.replicas import AXIS, replicate
 
 Metrics = dict[str, jax.Array]
 
 
 def local_rows(config: ml_collections.ConfigDict) -> np.ndarray:
     """Which rows of one call's batches this process's devices take, int [S·D·B / processes]."""
-    devices = processes.all_devices()
+    devices = distributed.all_devices()
     here = [index for index, device in enumerate(devices) if device in jax.local_devices()]
     batches = config.steps_per_call * config.discriminator_steps
     rows = np.arange(batches * config.batch_size).reshape(batches, len(devices), -1)
@@ -67,7 +68,7 @@ def create_train_step(
         `mismatch_weight` without a projection or classes.
     """
     checks.check(config)
-    devices = devices or processes.all_devices()
+    devices = devices or distributed.all_devices()
     local_devices = [device for device in devices if device.process_index == jax.process_index()]
     divisor = len(devices) * config.gradient_accumulation
     if config.batch_size % divisor:

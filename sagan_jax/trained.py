@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from sagan_jax import checkpoints, models, provenance, sampling
+from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.metrics.features import on_devices
 from sagan_jax.models import Variables
+from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sagan_jax import checkpoints
+from sagan_jax.run import checkpoints
 from sagan_jax.state import create_state
 from tests import tiny
 

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from sagan_jax import checkpoints
 from sagan_jax.errors import UserError
+from sagan_jax.run import checkpoints
 
 STATE = {
     'kernel': np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32),

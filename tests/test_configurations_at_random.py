@@ -6,12 +6,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sagan_jax import checkpoints, models
+from sagan_jax import models
 from sagan_jax.configuration import checks, defaults
 from sagan_jax.errors import UserError
 from sagan_jax.models import architectures
-from sagan_jax.replicas import replicate, single_copy
+from sagan_jax.run import checkpoints
 from sagan_jax.state import create_state
+from sagan_jax.system.replicas import replicate, single_copy
 from sagan_jax.train_step import create_train_step
 from tests import tiny
 

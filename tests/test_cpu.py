@@ -9,10 +9,10 @@ from pathlib import Path
 import jaxlib
 import pytest
 
-from sagan_jax import cpu
+from sagan_jax.system import cpu
 
 CONVOLUTION = """
-from sagan_jax import cpu
+from sagan_jax.system import cpu
 cpu.prepare()
 import jax, jax.numpy as jnp
 from sagan_jax.models.convolution import convolve
@@ -24,7 +24,7 @@ print(jax.jit(convolve).lower(x, kernel).compile().as_text())
 MEMORY = """
 import resource
 import numpy as np
-from sagan_jax import cpu
+from sagan_jax.system import cpu
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -43,7 +43,7 @@ print(faults())
 LARGE_PAGES = """
 import ctypes, re
 from pathlib import Path
-from sagan_jax import cpu
+from sagan_jax.system import cpu
 cpu.restart_with_large_pages()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

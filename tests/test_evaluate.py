@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from sagan_jax import checkpoints, data, evaluate, metrics
+from sagan_jax import data, evaluate, metrics
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import in_domain
+from sagan_jax.run import checkpoints
 from sagan_jax.sampling import create_freeze, create_sampler
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sagan_jax.files import atomic_path, remove_partial
+from sagan_jax.system.files import atomic_path, remove_partial
 
 
 def test_takes_its_place_only_when_the_block_ends_well(tmp_path):

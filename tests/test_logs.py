@@ -3,7 +3,7 @@
 import json
 import resource
 
-from sagan_jax.logs import RunLog
+from sagan_jax.run.logs import RunLog
 
 
 def steps(workdir):

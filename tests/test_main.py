@@ -77,7 +77,7 @@ def test_a_run_of_an_older_version_is_refused(trained_workdir, tmp_path):
 def test_a_full_disk_is_told_in_a_sentence():
     code = """
 import errno
-from sagan_jax import command_line
+from sagan_jax.system import command_line
 
 def main(argv):
     raise OSError(errno.ENOSPC, 'No space left on device', 'figures/a.png')

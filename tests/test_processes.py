@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from launch import local_cluster
-from sagan_jax import checkpoints
-from sagan_jax.processes import LOST, TIMEOUT
+from sagan_jax.run import checkpoints
 from sagan_jax.state import create_state
+from sagan_jax.system.distributed import LOST, TIMEOUT
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ ENVIRONMENT = os.environ | {'PYTHONPATH': str(ROOT)}
 WORKER = """
 import signal, sys
 import numpy as np
-from sagan_jax import processes
+from sagan_jax.system import distributed
 from sagan_jax.errors import UserError
 from tests import tiny
 
@@ -47,28 +47,28 @@ def refusal(function):
 def fail():
     raise UserError('The first one cannot.')
 
-with processes.joined(config):
-    assert processes.is_first() == (index == 0)
+with distributed.joined(config):
+    assert distributed.is_first() == (index == 0)
     print('only the first is heard', index)
-    assert len(processes.all_devices()) == 2
+    assert len(distributed.all_devices()) == 2
 
     ran = []
-    assert processes.on_first(lambda: ran.append(index) or {'step': 7}) == {'step': 7}
+    assert distributed.on_first(lambda: ran.append(index) or {'step': 7}) == {'step': 7}
     assert ran == ([0] if index == 0 else [])
-    assert refusal(lambda: processes.on_first(fail)) == 'The first one cannot.'
+    assert refusal(lambda: distributed.on_first(fail)) == 'The first one cannot.'
 
     own = {'a': np.array([-0.0, np.nan, index], np.float32), 'n': np.float64(np.pi) + index}
-    found = processes.from_first(own)
+    found = distributed.from_first(own)
     assert found['a'].tobytes() == np.array([-0.0, np.nan, 0], np.float32).tobytes()
     assert found['n'] == np.pi and found['n'].shape == ()
 
-    assert processes.gather(np.full((1, 2), index)).tolist() == [[0, 0], [1, 1]]
-    assert processes.vote(index == 1)() and not processes.vote(False)()
-    poll = processes.create_poll()
+    assert distributed.gather(np.full((1, 2), index)).tolist() == [[0, 0], [1, 1]]
+    assert distributed.vote(index == 1)() and not distributed.vote(False)()
+    poll = distributed.create_poll()
     assert [poll(index == 1 and step == 1) for step in range(6)] == [0, 0, 0, 1, 0, 0]
 
-    processes.check_alike({'rate': 1e-4, 'seed': 0})
-    told = refusal(lambda: processes.check_alike({'rate': 1e-4 * (1 + index), 'seed': 0}))
+    distributed.check_alike({'rate': 1e-4, 'seed': 0})
+    told = refusal(lambda: distributed.check_alike({'rate': 1e-4 * (1 + index), 'seed': 0}))
     assert told.startswith('Process 1 is not like the first in rate (0.0001 in the first, 0.0002')
     if sys.argv[3] == 'fails':
         raise UserError('All of them fail.') if index == 0 else ValueError('as a bug does')

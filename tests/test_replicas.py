@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sagan_jax.errors import UserError
-from sagan_jax.replicas import create_checksums, replicate, single_copy
+from sagan_jax.system.replicas import create_checksums, replicate, single_copy
 from sagan_jax.train import _check_replicas
 
 TREE = {

@@ -13,12 +13,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from sagan_jax import checkpoints, processes, provenance
 from sagan_jax import train as train_module
 from sagan_jax.errors import UserError
 from sagan_jax.evaluate import evaluate
 from sagan_jax.metrics import in_domain
+from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state
+from sagan_jax.system import distributed
 from sagan_jax.train import train
 from tests import tiny
 
@@ -86,7 +87,7 @@ def finished(pictures, tmp_path_factory):
         config.evaluation.update({'features': 'in_domain', 'inception_weights': None})
         config.distributed.update({'coordinator': 'localhost:1', 'process_id': 1})
         with pytest.raises(UserError, match='process_id=1 is none of the 1'):
-            processes.joined(config).__enter__()
+            distributed.joined(config).__enter__()
         config.distributed.update({'coordinator': '', 'process_id': 0})
     return config, workdir, read
 

@@ -8,9 +8,9 @@ from flax import traverse_util
 
 from sagan_jax import losses, models, spectral_norm
 from sagan_jax.errors import UserError
-from sagan_jax.replicas import replicate, single_copy
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
+from sagan_jax.system.replicas import replicate, single_copy
 from sagan_jax.train_step import create_train_step
 from tests import tiny
 

@@ -8,8 +8,9 @@ import pytest
 import scipy.stats
 
 import sagan_jax
-from sagan_jax import checkpoints, models, provenance, sampling, trained
+from sagan_jax import models, sampling, trained
 from sagan_jax.errors import UserError
+from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream
 from tests import tiny

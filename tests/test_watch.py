@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sagan_jax import watch
+from sagan_jax.run import collapse
 from tests import tiny
 
 WELL = {'real_logit': 1.0, 'fake_logit': -1.0, 'generator_sigma': 3.0, 'discriminator_sigma': 4.0}
@@ -13,9 +13,9 @@ def test_diversity_is_that_within_a_class():
     rng = np.random.default_rng(0)
     one_each = rng.integers(0, 256, (3, 1, 8, 8, 3), np.uint8)
     collapsed = np.broadcast_to(one_each, (3, 10, 8, 8, 3)).reshape(30, 8, 8, 3)
-    assert watch.diversity(collapsed, 10) == 0
+    assert collapse.diversity(collapsed, 10) == 0
     two_values = np.tile(np.array([100, 120], np.uint8), 15)[:, None, None, None]
-    assert watch.diversity(np.broadcast_to(two_values, (30, 8, 8, 3)), 10) == pytest.approx(10)
+    assert collapse.diversity(np.broadcast_to(two_values, (30, 8, 8, 3)), 10) == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_diversity_is_that_within_a_class():
     ],
 )
 def test_a_threshold_that_is_passed_is_told(values, name, words):
-    found = watch.warnings(tiny.config(), WELL | values)
+    found = collapse.warnings(tiny.config(), WELL | values)
     assert list(found) == [name]
     assert words in found[name]
     assert f'watch.{name}=' in found[name]
@@ -37,4 +37,4 @@ def test_a_threshold_that_is_passed_is_told(values, name, words):
 
 @pytest.mark.parametrize('values', [{}, {'fake_logit': -48.0}, {'sample_diversity': 1.1}])
 def test_nothing_is_told_of_a_run_that_does_well(values):
-    assert watch.warnings(tiny.config(), WELL | values) == {}
+    assert collapse.warnings(tiny.config(), WELL | values) == {}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sagan_jax import checkpoints, data, provenance, references
+from sagan_jax import data, references
 from sagan_jax.configuration import defaults
 from sagan_jax.metrics import in_domain
+from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state
 
 

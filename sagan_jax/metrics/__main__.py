@@ -11,11 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
 from sagan_jax.images import read
 from sagan_jax.metrics import folders, inception, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
 from sagan_jax.metrics.features import Collected, collect, on_devices
+from sagan_jax.system.files import atomic_path
 
 PAIRS = 10_000  # pictures of each folder, at most, for the scores over pairs of samples
 

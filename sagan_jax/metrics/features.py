@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sagan_jax import processes
 from sagan_jax.metrics.scores import (
     Moments,
     SplitSums,
@@ -16,6 +15,7 @@ from sagan_jax.metrics.scores import (
     moments,
     split_sums,
 )
+from sagan_jax.system import distributed
 
 MERGED = 1024  # samples
 
@@ -71,14 +71,14 @@ def on_devices(
         return np.pad(array, [(0, part - len(array))] + [(0, 0)] * (array.ndim - 1))
 
     def stream(variables: dict, batches: Iterable[Any]) -> Iterator[dict[str, np.ndarray]]:
-        variables = processes.place(variables, whole)
+        variables = distributed.place(variables, whole)
         waiting = None  # one part is under way on the devices while the host handles the last
         for batch in batches:
             length = len(jax.tree.leaves(batch)[0])
             for start in range(0, length, part):
                 end = min(start + part, length)
                 images = jax.tree.map(lambda array, at=slice(start, end): padded(array[at]), batch)
-                features = run(variables, processes.place(images, rows))
+                features = run(variables, distributed.place(images, rows))
                 if waiting:
                     yield fetch(*waiting)
                 waiting = features, end - start

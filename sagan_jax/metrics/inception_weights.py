@@ -20,7 +20,7 @@ from tensorboardX.proto.types_pb2 import DT_FLOAT
 from tqdm import tqdm
 
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
+from sagan_jax.system.files import atomic_path
 
 ARCHIVE = 'inception-2015-12-05.tgz'
 GRAPH = 'classify_image_graph_def.pb'

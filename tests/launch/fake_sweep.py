@@ -94,7 +94,7 @@ if __name__ == '__main__':
         {'train': train, 'evaluate': evaluate}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
     else:
         from launch import sweep
-        from sagan_jax import command_line
+        from sagan_jax.system import command_line
 
         sweep.create_command = lambda file, overrides: command
         command_line.run(sweep.main, sweep.CONFIG)

@@ -13,7 +13,7 @@ import pytest
 
 from launch import report, runs, sweep
 from launch.runs import Run
-from sagan_jax import provenance
+from sagan_jax.run import provenance
 from tests.launch import fake_sweep
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,9 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sagan_jax import processes, provenance
 from sagan_jax.errors import UserError
+from sagan_jax.run import provenance
+from sagan_jax.system import distributed
 
 # What Orbax and the formats below it raise when they cannot write.
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
@@ -166,7 +167,7 @@ def _everywhere(read: Callable[[], Any | None], like: Any) -> Any | None:
         state = state if found is None else found
         return found is not None
 
-    return processes.from_first(state) if processes.on_first(find) else None
+    return distributed.from_first(state) if distributed.on_first(find) else None
 
 
 def _blank(like: Any) -> Any:
@@ -279,5 +280,5 @@ def choose(
             f'{", ".join(map(str, steps))}.'
         )
 
-    steps = processes.on_first(find)
+    steps = distributed.on_first(find)
     return manager, steps

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sagan_jax import processes
+from sagan_jax.system import distributed
 
 AXIS = 'batch'  # of the training step; arrays placed under another name make it compile twice
 
@@ -51,4 +51,4 @@ def create_checksums() -> Callable[[Any], np.ndarray]:
             check_vma=False,
         )
     )
-    return lambda tree: processes.gather(np.asarray(of_each(tree)))
+    return lambda tree: distributed.gather(np.asarray(of_each(tree)))

@@ -12,7 +12,7 @@ import ml_collections
 from flax.traverse_util import flatten_dict
 
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
+from sagan_jax.system.files import atomic_path
 
 # Keys that say how long, how fast or how talkative a run is, not what it computes.
 FREE_KEYS = (
@@ -29,6 +29,7 @@ FREE_KEYS = (
 )
 FREE_SECTIONS = ('evaluation.', 'watch.', 'distributed.')
 
+_CODE = Path(__file__).parents[1]  # all of this package
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -103,10 +104,9 @@ def write(workdir: Path, config: ml_collections.ConfigDict, data: dict[str, Any]
 
 
 def _code_sha256() -> str:
-    folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob('*.py')):
-        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    for path in sorted(_CODE.rglob('*.py')):
+        digest.update(str(path.relative_to(_CODE)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -156,7 +156,7 @@ def _git_commit() -> str | None:
     command = ['git', 'describe', '--always', '--abbrev=40', '--dirty', '--exclude=*']
     try:
         return subprocess.check_output(
-            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+            command, cwd=_CODE, stderr=subprocess.DEVNULL, text=True
         ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None

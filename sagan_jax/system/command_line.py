@@ -11,8 +11,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from sagan_jax import cpu
 from sagan_jax.errors import UserError
+from sagan_jax.system import cpu
 
 
 def define_config() -> flags.FlagHolder:

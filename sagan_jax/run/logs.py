@@ -1,4 +1,4 @@
-"""What a run writes down: metrics as JSON lines, and TensorBoard's scalars and pictures."""
+"""What a run tells: metrics as JSON lines, TensorBoard's scalars and pictures, lines to watch."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from sagan_jax.errors import UserError
-from sagan_jax.files import atomic_path
+from sagan_jax.system.files import atomic_path
 
 
 class RunLog:
@@ -88,6 +88,37 @@ def tolerating_errors(what: str) -> Iterator[None]:
     except (OSError, UserError) as error:
         reason = getattr(error, 'strerror', None) or error
         print(f'warning        {what} cannot be written ({reason}), training goes on')
+
+
+def progress(step: int, num_steps: int, values: Mapping[str, float], images_per_step: int) -> str:
+    """A step's losses, logits and gammas and, where 'images_per_second' is known, the time left."""
+    gammas = ' '.join(
+        f'{name[0].upper()}{name.partition("gamma")[2]} {value:+.3f}'
+        for name, value in values.items()
+        if 'gamma' in name
+    )
+    line = (
+        f'step {step:>{len(str(num_steps))}}/{num_steps}'
+        f'  loss D {values["discriminator_loss"]:.3f} G {values["generator_loss"]:+.3f}'
+        f'  logit real {values["real_logit"]:+.2f} fake {values["fake_logit"]:+.2f}'
+    )
+    if gammas:
+        line += f'  gamma {gammas}'
+    if 'images_per_second' in values:
+        rate = values['images_per_second']
+        left = (num_steps - step) * images_per_step / rate
+        line += f'  {rate:,.0f} images/s  {duration(left)} left'
+    return line
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: '6 min 26 s', '3 h 05 min', '2 d 4 h'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days} d {hours} h'
+    return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'
 
 
 def _step(line: str) -> float:

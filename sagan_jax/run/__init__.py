@@ -1,0 +1,1 @@
+"""A run's folder: provenance, checkpoints, logs, signs of a collapse."""

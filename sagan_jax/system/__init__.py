@@ -1,0 +1,1 @@
+"""Processes, replicas, signals, files, the CPU and the command line."""
