@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from sagan_jax.page import document
+from sagan_jax.viewing.page import document
 
 
 class Table(NamedTuple):

@@ -15,10 +15,10 @@ from typing import Any
 from launch import page, paper, results, runs
 from launch.page import Html, Part, Table
 from launch.results import Column, Result
-from sagan_jax import charts
 from sagan_jax.errors import UserError
-from sagan_jax.page import figure
 from sagan_jax.system.files import atomic_path
+from sagan_jax.viewing import charts
+from sagan_jax.viewing.page import figure
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ __version__ = '0.1.0'
 
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = 'newest'):
-    """The model of a run's checkpoint: 'newest', 'best' or a step; see `sagan_jax.trained`."""
-    from sagan_jax import trained  # JAX is not imported before it is needed
+    """The model of a run's checkpoint: 'newest', 'best' or a step; see `trained.model.load`."""
+    from sagan_jax.trained import model  # JAX is not imported before it is needed
 
-    return trained.load(workdir, checkpoint)
+    return model.load(workdir, checkpoint)

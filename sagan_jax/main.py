@@ -76,13 +76,13 @@ def main(argv: list[str]) -> None:
     if _MODE.value in ('sample', 'export', 'serve'):
         return _use_model(_MODE.value, workdir)
     # Imported late, so that --help and mistakes on the command line are answered at once.
-    from sagan_jax import report
     from sagan_jax.configuration import checks
-    from sagan_jax.evaluate import evaluate
-    from sagan_jax.illustrate import illustrate
+    from sagan_jax.evaluation.evaluate import evaluate
     from sagan_jax.run import provenance
     from sagan_jax.system import distributed
     from sagan_jax.train import train
+    from sagan_jax.viewing import report
+    from sagan_jax.viewing.paper_figures import illustrate
 
     config = _CONFIG.value or provenance.read(workdir)[0]
     checks.check(config)  # above all whether a run's is as old as to lack keys
@@ -103,10 +103,10 @@ def main(argv: list[str]) -> None:
 
 
 def _use_model(mode: str, workdir: Path) -> None:
-    from sagan_jax.export import export
-    from sagan_jax.generate import generate
-    from sagan_jax.serve import serve
-    from sagan_jax.trained import load
+    from sagan_jax.trained.export import export
+    from sagan_jax.trained.model import load
+    from sagan_jax.trained.sample_files import generate
+    from sagan_jax.viewing.serve import serve
 
     if mode == 'serve':
         return serve(workdir, _HOST.value, _PORT.value)

@@ -15,9 +15,10 @@ import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from sagan_jax import data, evaluate, models, report, sampling
+from sagan_jax import data, models, sampling
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run import checkpoints, collapse, provenance
 from sagan_jax.run.logs import RunLog, progress, tolerating_errors
@@ -27,6 +28,7 @@ from sagan_jax.system.files import remove_partial
 from sagan_jax.system.replicas import create_checksums, replicate, single_copy
 from sagan_jax.system.signals import Interrupted, collected
 from sagan_jax.train_step import create_train_step, local_rows
+from sagan_jax.viewing import report
 
 
 class DivergedError(UserError):

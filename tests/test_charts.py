@@ -4,7 +4,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from sagan_jax import charts
+from sagan_jax.viewing import charts
 
 
 def test_the_mean_of_curves_goes_as_far_as_all_of_them():

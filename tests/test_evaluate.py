@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from sagan_jax import data, evaluate, metrics
+from sagan_jax import data, metrics
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import evaluate
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints
 from sagan_jax.sampling import create_freeze, create_sampler

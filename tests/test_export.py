@@ -14,8 +14,10 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 import sagan_jax
-from sagan_jax import evaluate, export, models
+from sagan_jax import models
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import evaluate
+from sagan_jax.trained import export
 
 ROW = {
     'name': 'fid10k_train', 'value': 12.3456, 'step': 7, 'num_fake': 10_000, 'num_real': 20_000,

@@ -16,8 +16,8 @@ from PIL import Image
 
 import sagan_jax
 from sagan_jax.errors import UserError
-from sagan_jax.generate import generate
 from sagan_jax.images import image_grid
+from sagan_jax.trained.sample_files import generate
 from tests import tiny
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from sagan_jax import figures, models
 from sagan_jax.errors import UserError
-from sagan_jax.illustrate import illustrate
 from sagan_jax.train import train
+from sagan_jax.viewing.paper_figures import illustrate
 from tests import tiny
 
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from sagan_jax import data, references
+from sagan_jax import data
+from sagan_jax.evaluation import real_statistics
+from sagan_jax.evaluation.neighbours import nearest_pictures
 from sagan_jax.figures import neighbours_figure
 from sagan_jax.metrics.features import FeatureNetwork
-from sagan_jax.neighbours import nearest_pictures
 from tests import tiny
 
 
@@ -18,8 +19,8 @@ def test_a_memorised_picture_is_found(tmp_path, monkeypatch):
     network = FeatureNetwork(
         'coarse', 'none', 'none', lambda _, images: {'x': coarse(images)}, {}, 'x', 'x'
     )
-    networks = references.Networks(network, None, False)
-    monkeypatch.setattr(references, 'load_networks', lambda config, source: networks)
+    networks = real_statistics.Networks(network, None, False)
+    monkeypatch.setattr(real_statistics, 'load_networks', lambda config, source: networks)
     config = tiny.folder_config(tiny.picture_folder(tmp_path / 'source'))
     source = data.load(config.dataset)
     real = np.stack([example['image'] for example in source.examples])

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sagan_jax import data, references
+from sagan_jax import data
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import real_statistics
 from sagan_jax.metrics import in_domain
 from tests import tiny
 
@@ -28,11 +29,11 @@ def source(config):
 def networks(config, source):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(in_domain, 'STEPS', 30)
-        return references.load_networks(config, source)
+        return real_statistics.load_networks(config, source)
 
 
 def statistics(source, networks, splits=2, keep=10, batch_size=16):
-    return references.real_statistics(source, networks, splits, keep, batch_size)
+    return real_statistics.load_statistics(source, networks, splits, keep, batch_size)
 
 
 def files(source, kind):
@@ -42,7 +43,7 @@ def files(source, kind):
 def test_the_classifier_is_trained_once(config, source, networks, monkeypatch, capsys):
     assert networks.classifier is networks.features
     monkeypatch.setattr(in_domain, 'fit', None)
-    again = references.load_networks(config, source)
+    again = real_statistics.load_networks(config, source)
     assert again.features.sha256 == networks.features.sha256
     # Brightness tells the classes apart; without a test split it is the training split's.
     assert '100.0% of train pictures' in capsys.readouterr().out
@@ -62,7 +63,7 @@ def test_statistics_are_those_of_all_pictures(source, networks):
         assert shares == {'class_share': np.mean(found['logits'].argmax(-1) == labels)}
     assert len(files(source, 'statistics')) == 1
 
-    features, kept_labels = references.real_features(source, networks, batch_size=16)
+    features, kept_labels = real_statistics.load_features(source, networks, batch_size=16)
     np.testing.assert_allclose(features, found['features'], atol=1e-5)
     np.testing.assert_array_equal(kept_labels, labels)
 

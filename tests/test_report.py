@@ -11,10 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from sagan_jax import charts, evaluate, report
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run import provenance
+from sagan_jax.viewing import charts, report
 from tests import tiny
 
 NAMES = ['<script>alert(1)</script>', 'cat & "dog"', 'class2']

@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 import sagan_jax
-from sagan_jax import drawings, models, serve
+from sagan_jax import models
 from sagan_jax.errors import UserError
+from sagan_jax.viewing import requests, serve
 
 
 @pytest.fixture(scope='module')
@@ -196,8 +197,8 @@ def test_two_hundred_at_once_are_all_answered(port):
 
 def test_pages_and_mistakes_wait_for_no_drawing(trained_workdir, monkeypatch):
     """While the device is held by one, others see pages, and drawings are refused in time."""
-    monkeypatch.setattr(drawings, '_LONGEST_WAIT', 0.2)
-    monkeypatch.setattr(drawings, '_MOST_WAITING', 2)
+    monkeypatch.setattr(requests, '_LONGEST_WAIT', 0.2)
+    monkeypatch.setattr(requests, '_MOST_WAITING', 2)
     entered, leave = threading.Event(), threading.Event()
 
     def create_loader(workdir):
@@ -208,7 +209,7 @@ def test_pages_and_mistakes_wait_for_no_drawing(trained_workdir, monkeypatch):
 
         return load
 
-    monkeypatch.setattr(drawings.trained, 'create_loader', create_loader)
+    monkeypatch.setattr(requests, 'create_loader', create_loader)
     answer = serve.create_answers(trained_workdir, local=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         first = pool.submit(answer, 'localhost', '/samples')

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sagan_jax import train as train_module
 from sagan_jax.errors import UserError
-from sagan_jax.evaluate import evaluate
+from sagan_jax.evaluation.evaluate import evaluate
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state

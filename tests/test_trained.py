@@ -8,11 +8,12 @@ import pytest
 import scipy.stats
 
 import sagan_jax
-from sagan_jax import models, sampling, trained
+from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream
+from sagan_jax.trained.model import load
 from tests import tiny
 
 
@@ -69,7 +70,7 @@ def test_neither_devices_nor_batches_change_an_image(run, model, devices, batch_
     config.evaluation.batch_size = batch_size
     expected = model.sample(n=21, seed=1)
     monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:devices])
-    found = trained.load(workdir, config=config).sample(n=21, seed=1)
+    found = load(workdir, config=config).sample(n=21, seed=1)
     near(found, expected)
 
 
@@ -195,7 +196,7 @@ def test_runs_that_are_not_there(run, tmp_path):
     other = config.copy_and_resolve_references().unlock()
     other.model.z_dim = 9
     with pytest.raises(UserError, match='another configuration, model'):
-        trained.load(workdir, config=other)
+        load(workdir, config=other)
     provenance.write(tmp_path, config, {'class_names': ['a', 'b', 'c']})
     with pytest.raises(UserError, match='no checkpoint in'):
         sagan_jax.load(tmp_path)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sagan_jax import data, references
+from sagan_jax import data
 from sagan_jax.configuration import defaults
+from sagan_jax.evaluation import real_statistics
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state
@@ -67,7 +68,7 @@ def scored_folder(folder: Path) -> Path:
     config = folder_config(picture_folder(folder / 'source'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(in_domain, 'STEPS', 10)
-        references.load_networks(config, data.load(config.dataset, 'train'))
+        real_statistics.load_networks(config, data.load(config.dataset, 'train'))
     return folder
 
 

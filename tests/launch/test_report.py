@@ -13,7 +13,7 @@ from PIL import Image
 
 from launch import page, paper, report, results, runs
 from launch.runs import Run
-from sagan_jax.page import PICTURE_WIDTH
+from sagan_jax.viewing.page import PICTURE_WIDTH
 
 PROTOCOL = {
     'num_fake': 10_000,

@@ -1,4 +1,4 @@
-"""Curves over steps, as SVG; pages/page.js shows their values under the pointer."""
+"""Curves over steps, as SVG; templates/page.js shows their values under the pointer."""
 
 import math
 from collections.abc import Sequence

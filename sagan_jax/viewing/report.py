@@ -12,10 +12,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from sagan_jax import charts, evaluate, page, sampling
-from sagan_jax.evaluate import Row
+from sagan_jax import sampling
+from sagan_jax.evaluation import evaluate
+from sagan_jax.evaluation.evaluate import Row
 from sagan_jax.run import provenance
 from sagan_jax.system.files import atomic_path
+from sagan_jax.viewing import charts, page
 
 _MOST_POINTS = 300  # of a curve
 _MOST_PICTURES = 24  # of a slider

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from sagan_jax import data, references
+from sagan_jax import data
+from sagan_jax.evaluation import real_statistics
 from sagan_jax.metrics.features import on_devices
 
 
@@ -36,9 +37,9 @@ def nearest_pictures(config: ml_collections.ConfigDict, images: np.ndarray, k: i
       UserError: if the data or the features' weights cannot be had.
     """
     source = data.load(config.dataset, 'train')
-    networks = references.load_networks(config, source)
+    networks = real_statistics.load_networks(config, source)
     settings, features = config.evaluation, networks.features
-    real, _ = references.real_features(source, networks, settings.batch_size)
+    real, _ = real_statistics.load_features(source, networks, settings.batch_size)
     stream = on_devices(features.apply, settings.batch_size)(features.variables, [images])
     fake = np.concatenate([part[features.layer] for part in stream])
 

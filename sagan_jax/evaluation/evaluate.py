@@ -13,10 +13,11 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from sagan_jax import data, references
+from sagan_jax import data
 from sagan_jax.configuration import checks
 from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import real_statistics
 from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score, compare
 from sagan_jax.metrics.features import FeatureNetwork, on_devices
@@ -109,13 +110,15 @@ def create_evaluator(
     source = data.load(config.dataset, settings.split)
     _check_pictures(source, settings.splits, pair_samples)
     trained = source if settings.split == 'train' else data.load(config.dataset, 'train')
-    networks = references.load_networks(config, trained)
+    networks = real_statistics.load_networks(config, trained)
     distributed.check_alike({'data': source.name, 'networks': networks.sha256})
-    real = references.real_statistics(
+    real = real_statistics.load_statistics(
         source, networks, settings.splits, pair_samples, settings.batch_size
     )
     if intra_fid_samples:
-        real_features, real_labels = references.real_features(source, networks, settings.batch_size)
+        real_features, real_labels = real_statistics.load_features(
+            source, networks, settings.batch_size
+        )
 
     freeze, draw = create_freeze(config), create_draw(config)
     classes = max(config.dataset.num_classes, 1)
@@ -160,7 +163,9 @@ def create_evaluator(
     def score(step, variables):
         frozen = freeze(variables)
         parts = fakes(frozen, 0, labels, 'generated')
-        fake = references.gather(parts, lambda: labels, num_samples, settings.splits, pair_samples)
+        fake = real_statistics.gather(
+            parts, lambda: labels, num_samples, settings.splits, pair_samples
+        )
         counts = real.collected.moments.count, num_samples
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f'warning        {message}')
@@ -247,7 +252,7 @@ def describe(row: Row) -> str:
     return text
 
 
-def _means_something(config, score: Score, networks: references.Networks) -> bool:
+def _means_something(config, score: Score, networks: real_statistics.Networks) -> bool:
     if score.name == 'class_share':
         return config.model.conditioning != 'none'
     # The rotations that a classifier without classes tells apart are all alike in the samples.

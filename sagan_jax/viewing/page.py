@@ -13,7 +13,7 @@ from PIL import Image
 
 PICTURE_WIDTH = 664  # a grid of ten pictures as 64×64
 
-_FILES = resources.files('sagan_jax') / 'pages'
+_FILES = resources.files('sagan_jax.viewing') / 'templates'
 
 
 def document(title: str, body: str, script: str = '', served: bool = False) -> str:
@@ -22,7 +22,7 @@ def document(title: str, body: str, script: str = '', served: bool = False) -> s
     Args:
       title: as text.
       body: as HTML.
-      script: a file of pages/ that runs after page.js.
+      script: a file of templates/ that runs after page.js.
       served: whether the scripts may ask the server that the page came from.
     """
     style = _read('style.css')

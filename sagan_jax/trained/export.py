@@ -11,11 +11,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from sagan_jax import evaluate, models, sampling
+from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.system.files import atomic_path
-from sagan_jax.trained import Model
+from sagan_jax.trained.model import Model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 

@@ -10,9 +10,10 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from sagan_jax import page, trained
 from sagan_jax.errors import UserError
 from sagan_jax.run import provenance
+from sagan_jax.trained.model import Model, create_loader, labels_of, randomness
+from sagan_jax.viewing import page
 
 MOST_IMAGES = 64
 
@@ -41,7 +42,7 @@ def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]
         """Images 0 … n - 1 of a seed, see `Model.sample`, as data URIs, with their classes."""
         asked = _asked(query, ('class', 'seed', 'truncation', 'n'))
         n = _whole(asked, 'n', 16, 1, MOST_IMAGES)
-        labels = trained.labels_of(config, class_names, _classes(asked), n)
+        labels = labels_of(config, class_names, _classes(asked), n)
         seed, truncation = _randomness(asked)
         model, images = None, []
         for start in range(0, n, _PART):
@@ -66,7 +67,7 @@ def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]
         number = _whole(asked, 'number', 0, 0, MOST_IMAGES - 1)
         row, column = (_whole(asked, key, 0, 0, size - 1) for key in ('row', 'column'))
         step = _whole(asked, 'step', None, 0, 10**10 - 1)
-        label = trained.labels_of(config, class_names, _classes(asked), number + 1)[number]
+        label = labels_of(config, class_names, _classes(asked), number + 1)[number]
         seed, truncation = _randomness(asked)
         with device() as model:
             if step not in (None, model.step):
@@ -84,13 +85,13 @@ def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]
     return {'samples': samples, 'attention': attention}
 
 
-def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[trained.Model]]:
+def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]:
     """Builds `with device() as model`, in which one thread at a time has the device.
 
     The model is of the newest checkpoint. It is read when it is first asked for, and again once
     there is another.
     """
-    load = trained.create_loader(workdir)
+    load = create_loader(workdir)
     turn, places = threading.Lock(), threading.BoundedSemaphore(_MOST_WAITING)
     model, tried = None, None
 
@@ -158,7 +159,7 @@ def _randomness(asked: dict[str, str]) -> tuple[int, float | None]:
         raise UserError(
             f'truncation={text!r} is no number: take one above 0 and up to 5, or none.'
         ) from error
-    trained.randomness(seed, truncation)
+    randomness(seed, truncation)
     return seed, truncation
 
 

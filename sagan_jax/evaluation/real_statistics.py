@@ -101,7 +101,7 @@ def load_networks(config: ml_collections.ConfigDict, source: data.Source) -> Net
     )
 
 
-def real_statistics(
+def load_statistics(
     source: data.Source, networks: Networks, splits: int, keep: int, batch_size: int
 ) -> Statistics:
     """Statistics of a whole split of real pictures, of which `keep` features stay whole.
@@ -131,7 +131,7 @@ def real_statistics(
     return Statistics(collected, {k: float(v) for k, v in stored.get('shares', {}).items()})
 
 
-def real_features(
+def load_features(
     source: data.Source, networks: Networks, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 [N, d] and labels int32 [N] of a whole split, cached likewise."""

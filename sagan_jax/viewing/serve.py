@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from sagan_jax import drawings, page, report
-from sagan_jax.drawings import Refused
 from sagan_jax.errors import UserError
 from sagan_jax.run import provenance
+from sagan_jax.viewing import page, report, requests
+from sagan_jax.viewing.requests import Refused
 
 _REPORT_SECONDS = 3  # for which a report is fresh
 
@@ -131,7 +131,7 @@ def create_answers(workdir: Path, local: bool) -> Callable[[str, str], Answer]:
     config, class_names = provenance.read(workdir)
     draw_page = _html(_draw_page(workdir, config, class_names))
     answers = {'/': _create_report(workdir), '/draw': lambda query: draw_page}
-    for name, draw in drawings.create_drawings(workdir).items():
+    for name, draw in requests.create_drawings(workdir).items():
         answers[f'/{name}'] = lambda query, draw=draw: _json(draw(query))
 
     def answer(host, target):
@@ -210,7 +210,7 @@ def _draw_page(workdir: Path, config: ml_collections.ConfigDict, names: Sequence
         f'<label>Seed <input name="seed" type="number" min="0" max="{2**32 - 1}" value="0"></label>'
         '<label>Truncation <input name="truncation" type="number" min="0" max="5" step="any" '
         f'placeholder="none"></label><label>Images <input name="n" type="number" min="1" '
-        f'max="{drawings.MOST_IMAGES}" value="16"></label>'
+        f'max="{requests.MOST_IMAGES}" value="16"></label>'
         '<button>Draw</button></form><p role="status"></p><div class="drawn">'
         '<div class="samples"></div><section class="maps" hidden></section></div></main>'
     )

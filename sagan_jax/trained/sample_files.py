@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from sagan_jax import figures, sampling
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation.neighbours import nearest_pictures
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.neighbours import nearest_pictures
 from sagan_jax.system.files import atomic_path, remove_partial
 from sagan_jax.system.signals import collected
-from sagan_jax.trained import Model
+from sagan_jax.trained.model import Model
 
 # What can be drawn, and how many images, or rows of them, by default.
 DRAWINGS = {

@@ -1,0 +1,1 @@
+"""From a checkpoint to scores: their protocol, statistics of real images, neighbours."""

@@ -1,0 +1,1 @@
+"""A trained model in use: sampling, samples as files, export."""
