@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import page, paper, results, runs
+from launch import page
 from launch.page import Html, Part, Table
-from launch.results import Column, Result
+from launch.sweep import paper, results, runs
+from launch.sweep.results import Column, Result
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
 from sagan_jax.viewing import charts

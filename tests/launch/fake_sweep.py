@@ -93,7 +93,7 @@ if __name__ == '__main__':
     if sys.argv[1] in ('train', 'evaluate'):
         {'train': train, 'evaluate': evaluate}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
     else:
-        from launch import sweep
+        from launch.sweep import __main__ as sweep
         from sagan_jax.system import command_line
 
         sweep.create_command = lambda file, overrides: command

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import hardware, measure, tables, trace
+from launch.benchmark import hardware, measure, tables, trace
 from sagan_jax.errors import UserError
 from tests import tiny
 
@@ -352,7 +352,7 @@ def test_cost_only_in_every_combination(tmp_path):
         ([*SMALL, '--measure=speed'], ["'speed'", 'communication']),
         ([*SMALL, '--measure=step,input', '--cost_only'], ['--cost_only', 'input']),
         ([*SMALL, '--devices=3'], ['batch_size=8', '3 devices']),
-        ([*SMALL, '--peer'], ['pip install -r launch/peer_requirements.txt']),
+        ([*SMALL, '--peer'], ['pip install -r launch/benchmark/pytorch_requirements.txt']),
         ([*SMALL, '--cost_only', '--json=/dev/null/table'], ['/dev/null/table']),
         ([*SMALL, 'more'], ["'more'"]),
     ],
@@ -381,22 +381,22 @@ def test_help():
 @pytest.mark.parametrize('size', [32, 64])
 def test_the_peer_computes_the_same_function(size):
     pytest.importorskip('torch')
-    from launch import peer_training
+    from launch.benchmark import pytorch_training
     from sagan_jax.state import create_state
 
     architecture = {32: 'pyramid', 64: 'sagan'}[size]
     config = tiny.config(dataset__image_size=size, model__architecture=architecture)
-    peer_training.check_same_function(config, create_state(config))
+    pytorch_training.check_same_function(config, create_state(config))
 
 
 def test_another_function_is_refused(monkeypatch):
     torch = pytest.importorskip('torch')
-    from launch import peer, peer_training
+    from launch.benchmark import pytorch_networks, pytorch_training
     from sagan_jax.state import create_state
 
     config = tiny.config()
     monkeypatch.setattr(
-        peer.F, 'avg_pool2d', lambda x, size: torch.nn.functional.max_pool2d(x, size)
+        pytorch_networks.F, 'avg_pool2d', lambda x, size: torch.nn.functional.max_pool2d(x, size)
     )
     with pytest.raises(UserError, match='logits differ by'):
-        peer_training.check_same_function(config, create_state(config))
+        pytorch_training.check_same_function(config, create_state(config))

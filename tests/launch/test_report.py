@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import page, paper, report, results, runs
-from launch.runs import Run
+from launch import page, report
+from launch.sweep import paper, results, runs
+from launch.sweep.runs import Run
 from sagan_jax.viewing.page import PICTURE_WIDTH
 
 PROTOCOL = {

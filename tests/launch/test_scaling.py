@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import measure, scaling
+from launch.benchmark import measure, scaling
 from sagan_jax.state import create_state
 from sagan_jax.train_step import create_train_step
 from tests import tiny

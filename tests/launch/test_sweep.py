@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import report, runs, sweep
-from launch.runs import Run
+from launch import report
+from launch.sweep import __main__ as sweep
+from launch.sweep import runs
+from launch.sweep.runs import Run
 from sagan_jax.run import provenance
 from tests.launch import fake_sweep
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from launch import runs
-from launch.runs import Run
+from launch.sweep import runs
+from launch.sweep.runs import Run
 
 POLL_SECONDS = 0.2
 TELL_SECONDS = 2  # between looks at all runs, and at what a terminal shows of them

@@ -30,8 +30,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from launch import execution, runs
-from launch.runs import Run
+from launch.sweep import execution, runs
+from launch.sweep.runs import Run
+from sagan_jax.configuration import variants
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line
 from sagan_jax.system.files import atomic_path
@@ -66,7 +67,7 @@ FREE_KEYS = (
 
 def main(argv: list[str]) -> None:
     file, workdir, overrides = _what_is_asked()
-    names = expand(VARIANTS.value, CONFIG.value.dataset.image_size)
+    names = variants.expand(VARIANTS.value, CONFIG.value.dataset.image_size)
     configs = {name: resolve(file, name, overrides) for name in names}
     # Seed by seed, so that every variant has a score early and more seeds move no number.
     asked = [Run(name, seed, workdir) for seed in _seeds() for name in names]
@@ -97,13 +98,6 @@ def main(argv: list[str]) -> None:
 
 
 # ---- What is asked for. ------------------------------------------------------------------------
-
-
-def expand(names: Sequence[str], image_size: int) -> list[str]:
-    """The variants that names of variants and groups stand for; UserError for an unknown one."""
-    from sagan_jax.configuration import variants
-
-    return variants.expand(names, image_size)
 
 
 def resolve(file: str, variant: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
@@ -208,12 +202,12 @@ def register(
                     f'({variant}: {", ".join(different)}): choose another --workdir or the same '
                     'configuration.'
                 )
-        variants = {name: _plain(config) for name, config in configs.items()}
+        resolved = {name: _plain(config) for name, config in configs.items()}
         names = [[run.variant, run.seed] for run in asked]
         record = {
             'config': file,
             'overrides': overrides,
-            'variants': variants | record['variants'],
+            'variants': resolved | record['variants'],
             'runs': record['runs'] + [name for name in names if name not in record['runs']],
         }
         with atomic_path(workdir / runs.RECORD) as temporary:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from launch import hardware, measure
-from launch.peer import Discriminator, Generator, load, normalise
+from launch.benchmark import hardware, measure
+from launch.benchmark.pytorch_networks import Discriminator, Generator, load, normalise
 from sagan_jax import models
 from sagan_jax.errors import UserError
 from sagan_jax.losses import Loss

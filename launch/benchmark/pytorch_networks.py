@@ -1,4 +1,4 @@
-"""The same networks in PyTorch, for comparison only; launch/peer_training.py trains them.
+"""The same networks in PyTorch, for comparison only; pytorch_training.py trains them.
 
 Written as PyTorch is used, with resampling and convolutions apart. Modules are named as the Flax
 ones, so that variables are copied by name. Feature maps are [B, C, H, W] in channels-last memory.

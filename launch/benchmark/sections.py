@@ -2,7 +2,7 @@
 
 A section is a generator function `(config, options, results) -> rows`, where `results` holds the
 rows of the sections before it; `SECTIONS` lists them. What a table shows of a row stands in
-launch/tables.py; the JSON holds all of it.
+tables.py; the JSON holds all of it.
 """
 
 import re
@@ -14,7 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from launch import hardware, measure, scaling, trace
+from launch.benchmark import hardware, measure, scaling, trace
 
 HOURS_PER_MILLION_STEPS = 1e6 / 3600  # times the seconds of a step
 
@@ -84,9 +84,9 @@ def _step_row(config, devices, options) -> dict:
     memory = measure.memory(devices[0])
     runs = [ours.run]
     if compare := options.peer and len(devices) == 1:
-        from launch import peer_training  # needs torch, which is no requirement
+        from launch.benchmark import pytorch_training  # needs torch, which is no requirement
 
-        peer = peer_training.training(config)
+        peer = pytorch_training.training(config)
         runs.append(peer.run)
     seconds, cores_of_others = measure.cores_of_others(
         lambda: measure.time_in_turns(runs, options.windows, options.window_seconds)

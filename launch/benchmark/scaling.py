@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from launch import hardware, measure
+from launch.benchmark import hardware, measure
 from sagan_jax import models
 
 FLOAT32 = 4  # bytes: gradients and moments are float32 whatever the activations are

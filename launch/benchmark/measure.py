@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from launch import hardware
+from launch.benchmark import hardware
 from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import features, in_domain, inception

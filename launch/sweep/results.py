@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch import runs
-from launch.runs import Run, State
+from launch.sweep import runs
+from launch.sweep.runs import Run, State
 from sagan_jax.errors import UserError
 
 # Of a row of `evaluation/<step>.json`: what was found, and what it was found of. All the rest is

@@ -15,7 +15,7 @@ combination, on made-up input. Any key of the configuration can be changed besid
   communication  bytes between devices, and the efficiency predicted for 8, 64 and 512
 
 --cost_only counts operations and compiles nothing. --peer lets the same step in PyTorch take turns
-with ours (needs launch/peer_requirements.txt).
+with ours (needs launch/benchmark/pytorch_requirements.txt).
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator
 import ml_collections
 from absl import flags
 
-from launch import tables
+from launch.benchmark import tables
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line
 from sagan_jax.system.files import atomic_path
@@ -68,7 +68,8 @@ def main(argv: list[str]) -> None:
         raise UserError('No configuration was given: try --config configs/imagenet128.py.')
     if PEER.value and not importlib.util.find_spec('torch'):
         raise UserError(
-            'The peer needs PyTorch: pip install -r launch/peer_requirements.txt first.'
+            'The peer needs PyTorch: first pip install -r '
+            'launch/benchmark/pytorch_requirements.txt.'
         )
     if PEER.value:  # JAX would take most of a GPU's memory for itself
         os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     # Imported late, so that --help and mistakes on the command line are answered at once.
     import jax
 
-    from launch import hardware, sections
+    from launch.benchmark import hardware, sections
 
     devices = devices or [jax.local_device_count()]
     if max(devices) > jax.local_device_count():

@@ -1,0 +1,1 @@
+"""How fast a configuration trains: python -m launch.benchmark, see __main__.py."""
