@@ -16,9 +16,9 @@ from launch.sweep import __main__ as sweep
 from launch.sweep import runs
 from launch.sweep.runs import Run
 from sagan_jax.run import provenance
-from tests.launch import fake_sweep
+from tests.launch.sweep import fake_sweep
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VARIANTS = ('no_attention', 'feat16')
 
 CONFIG = """

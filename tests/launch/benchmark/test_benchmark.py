@@ -16,7 +16,7 @@ from launch.benchmark import hardware, measure, tables, trace
 from sagan_jax.errors import UserError
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = [
     '--config', 'sagan_jax/configuration/defaults.py',
     '--config.batch_size=8',

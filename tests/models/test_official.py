@@ -12,7 +12,7 @@ from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from sagan_jax.models import official
 
-GOLDEN = np.load(Path(__file__).parent / 'golden' / 'official_feat32.npz')
+GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'official_feat32.npz')
 TOLERANCE = {'rtol': 1e-4, 'atol': 1e-4}
 
 

@@ -19,7 +19,7 @@ from sagan_jax.state import create_state
 from sagan_jax.system.distributed import LOST, TIMEOUT
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {'PYTHONPATH': str(ROOT)}
 
 # ---- What they tell each other. ----------------------------------------------------------------

@@ -249,7 +249,7 @@ def test_policies(port):
 
 
 def test_the_command_line_and_its_end(trained_workdir):
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     flags = ['--mode', 'serve', '--workdir', str(trained_workdir), '--port', '0']
     process = subprocess.Popen(
         [sys.executable, '-m', 'sagan_jax.main', *flags],

@@ -69,7 +69,7 @@ def test_killed_and_started_again(trained_workdir, model, tmp_path):
     folder, n = tmp_path / 'folder', 2000
     flags = ['--workdir', str(trained_workdir), '--output', str(folder), '--num_images', str(n)]
     command = [sys.executable, '-m', 'sagan_jax.main', '--mode', 'sample', *flags]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     process = subprocess.Popen(command, cwd=root, env=os.environ | {'PYTHONPATH': str(root)})
     deadline = time.monotonic() + 120
     while len(list(folder.rglob('0*.png'))) < 100 and time.monotonic() < deadline:

@@ -1,0 +1,97 @@
+"""Nothing imports upward: which room may import which, and no cycles between rooms.
+
+A room is a module in the root of sagan_jax or of launch, or a package there. Imports inside
+functions count like all others.
+"""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the ground up: what each room may import beside `errors`.
+SAGAN_JAX = {
+    'errors': '',
+    'streams': '',
+    'spectral_norm': '',
+    'losses': '',
+    'configuration': '',
+    'system': '',
+    'images': 'system',
+    'figures': 'system',
+    'models': 'configuration spectral_norm',
+    'data': 'streams images',
+    'metrics': 'system images',
+    'run': 'system',
+    'sampling': 'streams spectral_norm models',
+    'state': 'streams models',
+    'train_step': 'streams spectral_norm losses configuration system models state',
+    'evaluation': 'streams configuration system models data metrics run sampling state',
+    'trained': 'streams system images figures models metrics run sampling state evaluation',
+    'viewing': 'spectral_norm system images figures models data run sampling state '
+    'evaluation trained',
+    'train': 'configuration system images models data run sampling state train_step '
+    'evaluation viewing',
+    'main': 'configuration system run evaluation trained viewing train',
+    '__init__': 'trained',  # sagan_jax.load
+}
+LAUNCH = {
+    'benchmark': '',
+    'sweep': '',
+    'local_cluster': '',
+    'page': '',
+    'report': 'sweep page',
+    '__init__': '',
+}
+TABLES = {'sagan_jax': SAGAN_JAX, 'launch': LAUNCH}
+
+
+def files(package):
+    return sorted((ROOT / package).rglob('*.py'))
+
+
+def room(path, package):
+    return path.relative_to(ROOT / package).parts[0].removesuffix('.py')
+
+
+def imported(path, package):
+    """The rooms of `package` that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f'{path}: relative imports hide the room'
+            names = [f'{node.module}.{alias.name}' for alias in node.names]
+        else:
+            continue
+        parts = [name.split('.') for name in names]
+        found |= {(*rest, '__init__')[0] for first, *rest in parts if first == package}
+    return found
+
+
+@pytest.mark.parametrize('package', TABLES)
+def test_no_room_imports_upward(package):
+    rooms = {name: set(allowed.split()) for name, allowed in TABLES[package].items()}
+    list(TopologicalSorter(rooms).static_order())  # raises CycleError
+    assert {room(path, package) for path in files(package)} == rooms.keys()
+    for path in files(package):
+        here = room(path, package)
+        assert imported(path, package) <= rooms[here] | {here, 'errors'}, path
+
+
+def test_the_package_imports_none_of_its_users():
+    """launch and configs import sagan_jax, and not the other way round."""
+    for path in files('sagan_jax'):
+        assert not imported(path, 'launch') | imported(path, 'configs'), path
+    for path in files('launch'):
+        assert not imported(path, 'configs'), path
+
+
+def test_configurations_import_the_room_configuration_alone():
+    for path in files('configs'):
+        assert imported(path, 'sagan_jax') <= {'configuration'}, path
+        assert not imported(path, 'configs') | imported(path, 'launch'), path
