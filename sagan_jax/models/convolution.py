@@ -4,7 +4,7 @@ On an accelerator each function here, and each of its gradients, is one plain
 `lax.conv_general_dilated`. XLA's CPU backend is slow at three of them: the gradient with respect
 to the kernel over a large batch, whose operands do not stay in the cache; a convolution of an
 image with zeros in between, at which it multiplies by every zero; and one from or to the three
-channels of a picture. (cpu.py has what concerns the whole process.)
+channels of a picture. (system/cpu.py has what concerns the whole process.)
 """
 
 from functools import partial
