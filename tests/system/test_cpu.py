@@ -71,7 +71,9 @@ def test_convolutions_are_not_handed_to_the_slower_library():
 
 
 def test_flags_of_the_user_have_the_last_word():
-    code = 'import os; from sagan_jax import cpu; cpu.prepare(); print(os.environ["XLA_FLAGS"])'
+    code = (
+        'import os; from sagan_jax.system import cpu; cpu.prepare(); print(os.environ["XLA_FLAGS"])'
+    )
     assert run(code, XLA_FLAGS='--mine=1').split()[-1] == '--mine=1'
 
 
