@@ -28,12 +28,13 @@ SAGAN_JAX = {
     'run': 'system',
     'sampling': 'streams spectral_norm models',
     'state': 'streams models',
-    'train_step': 'streams spectral_norm losses configuration system models state',
+    'train_step': 'streams spectral_norm losses system models state',
+    'parallel': 'losses configuration system models state train_step',
     'evaluation': 'streams configuration system models data metrics run sampling state',
     'trained': 'streams system images figures models metrics run sampling state evaluation',
     'viewing': 'spectral_norm system images figures models data run sampling state '
     'evaluation trained',
-    'train': 'configuration system images models data run sampling state train_step '
+    'train': 'configuration system images models data run sampling state parallel '
     'evaluation viewing',
     'main': 'configuration system run evaluation trained viewing train',
     '__init__': 'trained',  # sagan_jax.load

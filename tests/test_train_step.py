@@ -8,10 +8,10 @@ from flax import traverse_util
 
 from sagan_jax import losses, models, spectral_norm
 from sagan_jax.errors import UserError
+from sagan_jax.parallel import create_train_step, create_train_step_on_device
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.system.replicas import replicate, single_copy
-from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 
@@ -92,7 +92,7 @@ def test_pictures_on_the_devices_are_the_same_pictures():
         train_step(replicate(create_state(config), used), *batch)
         for train_step, batch in (
             (create_train_step(config, used), (images[rows], labels[rows])),
-            (create_train_step(config, used, (images, labels)), (rows,)),
+            (create_train_step_on_device(config, (images, labels), used), (rows,)),
         )
     ]
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)

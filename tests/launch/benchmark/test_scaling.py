@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from launch.benchmark import measure, scaling
+from sagan_jax.parallel import create_train_step
 from sagan_jax.state import create_state
-from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 
