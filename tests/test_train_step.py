@@ -11,7 +11,8 @@ from sagan_jax.errors import UserError
 from sagan_jax.parallel import create_train_step, create_train_step_on_device
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
-from sagan_jax.system.replicas import replicate, single_copy
+from sagan_jax.system.replicas import AXIS, replicate, single_copy
+from sagan_jax.train_step import Game, with_wrong_labels
 from tests import tiny
 
 
@@ -283,7 +284,24 @@ def test_average_follows_from_its_start_step(first_step):
     chex.assert_trees_all_close(second.ema_params, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_wrong_labels_are_refused(first_step):
+def test_wrong_labels_are_those_of_the_other_classes_equally_often():
+    config = base(batch_size=6000, dataset__num_classes=4)
+    labels = np.arange(6000) % 4
+
+    def pairs(devices):
+        game = Game(config, *[None] * 5, local_batch=6000 // devices, scan=None)
+        own = jax.vmap(lambda part: with_wrong_labels(game, part, 7), axis_name=AXIS)
+        return np.asarray(own(labels.reshape(devices, -1))).reshape(-1, 2)
+
+    found = pairs(1)
+    np.testing.assert_array_equal(found[:, 0], labels)
+    counts = np.bincount((found[:, 1] - labels) % 4, minlength=4)
+    assert counts[0] == 0
+    assert abs(counts[1:] - 2000).max() < 150  # four standard deviations
+    np.testing.assert_array_equal(pairs(3), found)
+
+
+def test_wrong_labels_are_refused():
     """The discriminator's loss on real images with a wrong label, from networks and losses alone.
 
     Two devices, two updates and two parts of a batch each see their own wrong labels.
