@@ -19,7 +19,7 @@ SAGAN_JAX = {
     'spectral_norm': '',
     'losses': '',
     'configuration': '',
-    'system': '',
+    'system': 'configuration',
     'images': 'system',
     'figures': 'system',
     'models': 'configuration spectral_norm',

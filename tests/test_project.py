@@ -40,6 +40,14 @@ def test_one_version():
     assert re.search(rf'^## {re.escape(version)} - \d{{4}}-\d\d-\d\d$', changes, re.MULTILINE)
 
 
+def test_every_folder_of_the_package_is_in_the_wheel():
+    tool = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']
+    folders = {path.parent for path in (ROOT / 'sagan_jax').rglob('*.*')}
+    names = {'.'.join(folder.relative_to(ROOT).parts) for folder in folders}
+    names = {name for name in names if '__pycache__' not in name}
+    assert set(tool['packages']) == names | set(tool['package-dir'])
+
+
 @pytest.mark.parametrize('line', requirements())
 def test_every_requirement_has_a_lower_bound(line):
     """Without one, `--resolution lowest-direct` takes the first version ever published."""

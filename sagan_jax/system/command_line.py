@@ -1,25 +1,47 @@
-"""What the programs' command lines share: a configuration, mistakes told in one sentence."""
+"""What the programs' command lines share: a configuration, mistakes reported in one sentence."""
 
 import errno
 import logging
 import sys
 import threading
+import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from sagan_jax.configuration import files
 from sagan_jax.errors import UserError
 from sagan_jax.system import cpu
 
 
 def define_config() -> flags.FlagHolder:
-    """The flag --config FILE.py:VARIANT, and --config.KEY=VALUE for each of its keys."""
+    """The flag --config FILE:VARIANT, and --config.KEY=VALUE for each of its keys."""
     return config_flags.DEFINE_config_file(
-        'config', None, 'Path of the configuration, as configs/FILE.py or configs/FILE.py:VARIANT.'
+        'config',
+        None,
+        'Configuration: the path of a file or the name of one of ours, with a variant or not, as '
+        'my_config.py, quickstart or imagenet128:feat32.',
     )
+
+
+def with_located_config(argv: list[str]) -> list[str]:
+    """The same arguments with the path of the configuration in place of its name.
+
+    Raises:
+      UserError: see `files.locate`.
+    """
+    located = list(argv)
+    for index, argument in enumerate(argv):
+        flag, equals, value = argument.partition('=')
+        if flag.lstrip('-') != 'config' or not flag.startswith('-'):
+            continue
+        if equals:
+            located[index] = f'{flag}={files.locate(value)}'
+        elif index + 1 < len(argv):
+            located[index + 1] = files.locate(argv[index + 1])
+    return located
 
 
 def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
@@ -75,16 +97,20 @@ def _quieten_failed_writes() -> None:
 def _parse(argv: list[str], config: flags.FlagHolder) -> list[str]:
     """Parses; what absl or ml_collections answer with a traceback or status 1 is a `UserError`."""
     try:
-        remaining = flags.FLAGS(argv)
+        remaining = flags.FLAGS(with_located_config(argv))
         if config.value is not None:
             config.value.lock()  # a configuration that could not be loaded says so on first use
         return remaining
-    except OSError as error:
-        path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
-        if Path(path).exists():
-            raise
+    except ImportError as error:
+        path = traceback.extract_tb(error.__traceback__)[-1].filename
         raise UserError(
-            f'There is no configuration {path}: the folder configs/ holds some.'
+            f'The configuration cannot be read, because {path} imports what is not there '
+            f'({error}): install the module, or put its folder on PYTHONPATH.'
+        ) from error
+    except SyntaxError as error:
+        raise UserError(
+            f'The configuration {error.filename} is not Python ({error.msg}, line {error.lineno}): '
+            'correct it.'
         ) from error
     except (AttributeError, KeyError) as error:
         key = str(error).strip('\'"')
