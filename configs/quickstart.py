@@ -1,11 +1,10 @@
-"""A small SAGAN on the embedded data set `shapes`: ten classes of 32×32 pictures.
+"""A small SAGAN on the embedded data set `shapes`: ten classes of 32×32 images.
 
   python -m sagan_jax.main --config configs/quickstart.py
 
-Each picture holds two copies of its class's shape, far apart and of one colour. 2,000 steps take
-four to six minutes on two CPU cores. By the end the rows of runs/quickstart/samples/002000.png are
-pairs of one colour whose shape is the class's. Both losses stay near 1, and the gammas move away
-from 0 to about +0.3.
+Each image shows two copies of its class's shape, far apart and of one colour. Shapes follow their
+classes after some 1,500 steps. The two colours agree after some 2,500, when the rates are already
+falling. docs/scores.md has the scores of eight seeds and how the recipe was found.
 """
 
 import ml_collections
@@ -15,33 +14,35 @@ from sagan_jax.configuration import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults.get_config()
-    config.num_train_steps = 2000
-    config.batch_size = 16
+    config.num_train_steps = 4000
+    config.batch_size = 32
     config.discriminator_steps = 1
+    config.mismatch_weight = 1.0
 
     config.dataset.name = 'shapes'
     config.dataset.image_size = 32
     config.dataset.num_classes = 10
 
     config.model.architecture = 'pyramid'
-    config.model.generator_width = 24
-    config.model.discriminator_width = 24
+    config.model.generator_width = 12
+    config.model.discriminator_width = 20
     config.model.z_dim = 64
     config.model.generator_attention = (16,)
-    config.model.discriminator_attention = (16,)
+    config.model.discriminator_attention = (8,)
 
-    config.optimizer.generator_lr = 6e-4
+    config.optimizer.generator_lr = 1.2e-3
     config.optimizer.discriminator_lr = 1.2e-3
     config.optimizer.b1 = 0.0
     config.optimizer.b2 = 0.9
+    config.optimizer.decay_from = 0.5
 
     config.ema.decay = 0.99
     config.ema.start_step = 100
     config.batch_norm.standing_batches = 16
 
-    config.log_every = 50
-    config.sample_every = 250
-    config.checkpoint_every = 250
+    config.log_every = 100
+    config.sample_every = 500
+    config.checkpoint_every = 500
     config.evaluate_every = 500
 
     config.evaluation.features = 'in_domain'

@@ -16,7 +16,7 @@ from PIL import Image
 from sagan_jax.configuration import defaults
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 NAMES = [path.name for path in PAGES]
 
 

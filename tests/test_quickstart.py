@@ -1,0 +1,27 @@
+"""The quickstart learns what it promises, whatever the seed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_the_quickstart_ends_well(seed, tmp_path):
+    """Bounds on the scores of the last step, in which docs/scores.md has room to spare."""
+    command = [sys.executable, '-m', 'sagan_jax.main', '--config', 'configs/quickstart.py']
+    command += ['--workdir', str(tmp_path), f'--config.seed={seed}']
+    subprocess.run(command, cwd=ROOT, check=True)
+    last = max((tmp_path / 'evaluation').iterdir())
+    scores = {row['name']: row['value'] for row in json.loads(last.read_text())}
+    assert scores['in_domain_fid2k_train'] <= 6
+    assert scores['in_domain_class_share2k'] >= 0.95
+    assert scores['colour_agreement2k'] >= 0.95
+    # Of 12 hues; the data have 11.9 in each class.
+    assert scores['hue_variety2k'] >= 9
+    assert scores['hue_variety_min2k'] >= 6
