@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from sagan_jax import models
+from sagan_jax import models, optimizers
 from sagan_jax.models import Variables
 from sagan_jax.streams import Stream, stream_key
 
@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
 def create_state(config: ml_collections.ConfigDict) -> TrainState:
     """The state before the first step, a function of `config.seed`."""
     generator, discriminator = models.create(config)
-    generator_optimizer, discriminator_optimizer = create_optimizers(config)
+    generator_optimizer, discriminator_optimizer = optimizers.create(config)
 
     @jax.jit
     def create(key):
@@ -52,14 +52,3 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
         )
 
     return create(stream_key(config.seed, Stream.PARAMETERS))
-
-
-def create_optimizers(
-    config: ml_collections.ConfigDict,
-) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam for G and for D, each with its own learning rate (TTUR: SAGAN, section 4.2)."""
-    opt = config.optimizer
-    return tuple(
-        optax.adam(rate, opt.b1, opt.b2, opt.epsilon)
-        for rate in (opt.generator_lr, opt.discriminator_lr)
-    )

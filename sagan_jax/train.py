@@ -20,7 +20,6 @@ from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.parallel import create_train_step, create_train_step_on_device, local_rows
 from sagan_jax.run import checkpoints, collapse, provenance
 from sagan_jax.run.logs import RunLog, progress, tolerating_errors
 from sagan_jax.state import create_state
@@ -28,6 +27,7 @@ from sagan_jax.system import distributed
 from sagan_jax.system.files import remove_partial
 from sagan_jax.system.replicas import create_checksums, replicate, single_copy
 from sagan_jax.system.signals import Interrupted, collected
+from sagan_jax.train_step import create_gathering_train_step, create_train_step, local_rows
 from sagan_jax.viewing import report
 
 
@@ -87,7 +87,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     stream = data.batches
     if config.dataset.on_device:
-        train_step = create_train_step_on_device(config, data.everything(source))
+        train_step = create_gathering_train_step(config, data.everything(source))
         stream = data.index_batches
 
     # ---- State: the newest checkpoint, or a new beginning. -------------------------------------

@@ -31,9 +31,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
 import sagan_jax
-from sagan_jax.configuration.defaults import get_config
-from sagan_jax.parallel import create_train_step, create_train_step_on_device
-from sagan_jax.state import create_state
+from sagan_jax.train_step import create_train_step
+
+# Where each layout of the package has them: the later one first.
+try:
+    from sagan_jax.configuration.defaults import get_config
+except ImportError:
+    from configs.common import get_config
+try:
+    from sagan_jax.state import create_state
+except ImportError:
+    from sagan_jax.train_step import create_state
+try:
+    from sagan_jax.train_step import create_gathering_train_step
+except ImportError:
+
+    def create_gathering_train_step(config, dataset, devices):
+        return create_train_step(config, devices, dataset)
+
 
 STEPS = 3
 PICTURES = 40
@@ -83,7 +98,7 @@ def train(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
 
     devices = jax.devices()
     if config.dataset.on_device:
-        train_step = create_train_step_on_device(config, (images, labels), devices)
+        train_step = create_gathering_train_step(config, (images, labels), devices)
         batches = [(step_rows,) for step_rows in rows]
     else:
         train_step = create_train_step(config, devices)

@@ -18,6 +18,7 @@ SAGAN_JAX = {
     'streams': '',
     'spectral_norm': '',
     'losses': '',
+    'optimizers': '',
     'configuration': '',
     'system': 'configuration',
     'images': 'system',
@@ -27,14 +28,14 @@ SAGAN_JAX = {
     'metrics': 'system images',
     'run': 'system',
     'sampling': 'streams spectral_norm models',
-    'state': 'streams models',
-    'train_step': 'streams spectral_norm losses system models state',
-    'parallel': 'losses configuration system models state train_step',
+    'state': 'streams models optimizers',
+    'game': 'losses optimizers configuration system models',
+    'train_step': 'streams spectral_norm optimizers system models state game',
     'evaluation': 'streams configuration system models data metrics run sampling state',
     'trained': 'streams system images figures models metrics run sampling state evaluation',
     'viewing': 'spectral_norm system images figures models data run sampling state '
     'evaluation trained',
-    'train': 'configuration system images models data run sampling state parallel '
+    'train': 'configuration system images models data run sampling state train_step '
     'evaluation viewing',
     'main': 'configuration system run evaluation trained viewing train',
     '__init__': 'trained',  # sagan_jax.load

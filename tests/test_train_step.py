@@ -1,5 +1,7 @@
 """One synchronous step: over any number of devices, and against plain rules for its parts."""
 
+from functools import partial
+
 import chex
 import jax
 import numpy as np
@@ -8,11 +10,16 @@ from flax import traverse_util
 
 from sagan_jax import losses, models, spectral_norm
 from sagan_jax.errors import UserError
-from sagan_jax.parallel import create_train_step, create_train_step_on_device
+from sagan_jax.game import create_game
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.system.replicas import AXIS, replicate, single_copy
-from sagan_jax.train_step import Game, with_wrong_labels
+from sagan_jax.train_step import (
+    accumulate,
+    create_gathering_train_step,
+    create_train_step,
+    real_labels,
+)
 from tests import tiny
 
 
@@ -84,7 +91,7 @@ def test_accumulated_gradients_are_those_of_as_many_devices(alone_on_devices):
         assert difference <= 1e-4 * np.linalg.norm(gradient) + 1e-4, path
 
 
-def test_pictures_on_the_devices_are_the_same_pictures():
+def test_images_gathered_on_the_devices_train_like_those_from_the_host():
     config = base()
     images, labels = tiny.batch(base(batch_size=40), seed=3)
     rows = np.random.default_rng(0).integers(0, 40, 8).astype(np.int32)
@@ -93,10 +100,23 @@ def test_pictures_on_the_devices_are_the_same_pictures():
         train_step(replicate(create_state(config), used), *batch)
         for train_step, batch in (
             (create_train_step(config, used), (images[rows], labels[rows])),
-            (create_train_step_on_device(config, (images, labels), used), (rows,)),
+            (create_gathering_train_step(config, (images, labels), used), (rows,)),
         )
     ]
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_batch_give_means_and_hand_on_their_statistics():
+    game = create_game(base(gradient_accumulation=4), jax.devices()[:1])
+    batch = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+
+    def function(stats, part):
+        assert part.shape == (2, 3)
+        return 2 * stats + part[0], {'mean': part.mean()}
+
+    stats, values = accumulate(game, function, np.zeros(3, np.float32), batch)
+    np.testing.assert_allclose(stats, np.array([8, 4, 2, 1]) @ batch[::2], rtol=1e-5)
+    np.testing.assert_allclose(values['mean'], batch.mean(), rtol=1e-5)
 
 
 def gradients(state):
@@ -284,24 +304,7 @@ def test_average_follows_from_its_start_step(first_step):
     chex.assert_trees_all_close(second.ema_params, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_wrong_labels_are_those_of_the_other_classes_equally_often():
-    config = base(batch_size=6000, dataset__num_classes=4)
-    labels = np.arange(6000) % 4
-
-    def pairs(devices):
-        game = Game(config, *[None] * 5, local_batch=6000 // devices, scan=None)
-        own = jax.vmap(lambda part: with_wrong_labels(game, part, 7), axis_name=AXIS)
-        return np.asarray(own(labels.reshape(devices, -1))).reshape(-1, 2)
-
-    found = pairs(1)
-    np.testing.assert_array_equal(found[:, 0], labels)
-    counts = np.bincount((found[:, 1] - labels) % 4, minlength=4)
-    assert counts[0] == 0
-    assert abs(counts[1:] - 2000).max() < 150  # four standard deviations
-    np.testing.assert_array_equal(pairs(3), found)
-
-
-def test_wrong_labels_are_refused():
+def test_wrong_labels_are_refused(first_step):
     """The discriminator's loss on real images with a wrong label, from networks and losses alone.
 
     Two devices, two updates and two parts of a batch each see their own wrong labels.
@@ -338,6 +341,27 @@ def test_wrong_labels_are_refused():
     added = metrics['discriminator_loss'][0] - without['discriminator_loss'][0]
     np.testing.assert_allclose(added, 0.5 * np.maximum(0, 1 + wrong).mean(), rtol=1e-3)
     np.testing.assert_allclose(metrics['generator_loss'], without['generator_loss'], rtol=1e-4)
+
+
+def test_wrong_labels_are_uniform_over_the_other_classes():
+    """On eight devices as on one, and other ones in each update."""
+    config = base(batch_size=24_000, dataset__num_classes=4, mismatch_weight=0.5)
+    own = np.random.default_rng(0).integers(0, 4, config.batch_size).astype(np.int32)
+
+    def draw(devices, update):
+        game = create_game(config, jax.devices()[:devices])
+        on_each = jax.vmap(partial(real_labels, game), in_axes=(0, None), axis_name=AXIS)
+        return np.array(on_each(own.reshape(devices, -1), update)).reshape(-1, 2)
+
+    labels = draw(8, update=3)
+    np.testing.assert_array_equal(labels[:, 0], own)
+    for label in range(4):
+        counts = np.bincount(labels[own == label, 1], minlength=4)
+        expected = np.where(np.arange(4) == label, 0, counts.sum() / 3)
+        np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(expected.max() * 2 / 3))
+        assert counts[label] == 0
+    np.testing.assert_array_equal(labels, draw(1, update=3))
+    assert (labels != draw(8, update=4)).any()
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from sagan_jax.errors import UserError
 from sagan_jax.metrics import features, in_domain, inception
 from sagan_jax.models.architectures import architecture, generator_resolutions
 from sagan_jax.models.attention import SelfAttention
-from sagan_jax.parallel import create_train_step, create_train_step_on_device
 from sagan_jax.state import create_state
 from sagan_jax.system.replicas import replicate
+from sagan_jax.train_step import create_gathering_train_step, create_train_step
 
 
 class Timed(NamedTuple):
@@ -147,7 +147,7 @@ def training(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> Ti
     start = time.perf_counter()
     batch = made_up_batch(config)
     if config.dataset.on_device:
-        train_step = create_train_step_on_device(config, batch, devices)
+        train_step = create_gathering_train_step(config, batch, devices)
         batch = (np.random.default_rng(0).permutation(len(batch[1])).astype(np.int32),)
     else:
         train_step = create_train_step(config, devices)

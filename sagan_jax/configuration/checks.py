@@ -76,8 +76,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Refuses a number that means nothing, before it shows much later as some other error.
 
     Raises:
-      UserError: naming the first such key, its value and what would make sense; a key that is
-        missing; or a `mismatch_weight` without wrong labels, or without a look at them.
+      UserError: naming the first such key, its value and what would make sense; or a key that is
+        missing.
     """
     for key, (least, greatest, words) in RANGES.items():
         section, _, name = key.rpartition('.')
@@ -90,23 +90,3 @@ def check(config: ml_collections.ConfigDict) -> None:
             ) from error
         if not least <= value <= greatest:  # nor does NaN lie between anything
             raise UserError(f'{key}={value} should be {words}.')
-    if config.mismatch_weight and (
-        config.model.conditioning != 'projection' or config.dataset.num_classes < 2
-    ):
-        raise UserError(
-            f'mismatch_weight={config.mismatch_weight} needs '
-            '--config.model.conditioning=projection and two classes or more: set it to 0.'
-        )
-
-
-def check_batch(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    """Raises UserError if the batch does not divide by the devices and by their parts of it."""
-    divisor = num_devices * config.gradient_accumulation
-    if config.batch_size % divisor:
-        parts = f'the {num_devices} devices'
-        if config.gradient_accumulation > 1:
-            parts += f' times gradient_accumulation={config.gradient_accumulation}'
-        raise UserError(
-            f'batch_size={config.batch_size} does not divide by {parts}: '
-            f'take a multiple of {divisor}.'
-        )

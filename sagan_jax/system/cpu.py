@@ -1,18 +1,14 @@
-"""What makes training on a CPU faster and is not for accelerators.
+"""Settings of a whole process that make training on a CPU faster; nothing on accelerators.
 
-The commands call `prepare` and `restart_with_large_pages`; a notebook on a CPU may call `prepare`.
+The commands make them; a notebook on a CPU may do the same.
 """
 
 import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import jaxlib
 
 _SLOW_CONVOLUTIONS = ((0, 10), (0, 11))  # versions of jaxlib
@@ -47,15 +43,3 @@ def restart_with_large_pages() -> None:
     if setting not in tunables and offered.exists() and '[madvise]' in offered.read_text():
         os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, (tunables, f'{setting}=1')))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def unrolled_scan(function: Callable, carry: Any, batches: Any) -> tuple[Any, Any]:
-    """`lax.scan` without a loop in the compiled program.
-
-    Inside a loop XLA runs a convolution on one CPU thread, some twenty times slower.
-    """
-    outputs = []
-    for i in range(jax.tree.leaves(batches)[0].shape[0]):
-        carry, output = function(carry, jax.tree.map(lambda leaf, i=i: leaf[i], batches))
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

@@ -10,10 +10,10 @@ from sagan_jax import models
 from sagan_jax.configuration import checks, defaults
 from sagan_jax.errors import UserError
 from sagan_jax.models import architectures
-from sagan_jax.parallel import create_train_step
 from sagan_jax.run import checkpoints
 from sagan_jax.state import create_state
 from sagan_jax.system.replicas import replicate, single_copy
+from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 REPEATED = ('steps_per_call', 'discriminator_steps', 'gradient_accumulation')

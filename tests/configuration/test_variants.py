@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from sagan_jax import models
 from sagan_jax.configuration import defaults, variants
 from sagan_jax.errors import UserError
-from sagan_jax.parallel import create_train_step
 from sagan_jax.state import create_state
 from sagan_jax.system.replicas import replicate
+from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 CONFIGURATIONS = [

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from launch.benchmark import measure, scaling
-from sagan_jax.parallel import create_train_step
 from sagan_jax.state import create_state
+from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 
@@ -15,20 +15,21 @@ def all_reduced_bytes(config):
     state = jax.eval_shape(lambda: create_state(config))
     step = create_train_step(config, jax.devices()[:2])
     jaxpr = jax.make_jaxpr(step)(state, *measure.batch_shapes(config))
-    found = []
 
-    def visit(jaxpr):
+    def count(jaxpr):
+        total = 0
         for equation in jaxpr.eqns:
             if 'psum' in equation.primitive.name:
-                found.extend(var.aval.size * var.aval.dtype.itemsize for var in equation.invars)
+                total += sum(var.aval.size * var.aval.dtype.itemsize for var in equation.invars)
+            times = equation.params['length'] if equation.primitive.name == 'scan' else 1
             for value in equation.params.values():
                 for inner in value if isinstance(value, tuple | list) else [value]:
                     inner = getattr(inner, 'jaxpr', inner)
                     if hasattr(inner, 'eqns'):
-                        visit(inner)
+                        total += times * count(inner)
+        return total
 
-    visit(jaxpr.jaxpr)
-    return sum(found)
+    return count(jaxpr.jaxpr)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,218 @@
+"""The two networks against each other: what each one minimises, given its normalised parameters.
+
+These functions run on one device, inside the training step: they see this device's b images of
+the global batch, and take means over devices only where a state must agree.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax import lax
+
+from sagan_jax import losses, models, optimizers
+from sagan_jax.configuration import checks
+from sagan_jax.errors import UserError
+from sagan_jax.models import Variables
+from sagan_jax.system.replicas import AXIS
+
+Metrics = dict[str, jax.Array]
+Labelled = tuple[jax.Array, jax.Array]  # images float32 [b, H, W, 3] in [-1, 1], labels int32 [b]
+
+
+class Game(NamedTuple):
+    """What does not change during a run.
+
+    Attributes:
+      config: see configuration/defaults.py.
+      generator, discriminator: see `models.Network`.
+      generator_optimizer, discriminator_optimizer: see optimizers.py.
+      loss: see `losses.Loss`.
+      scan: `lax.scan`, unrolled on a CPU.
+      local_batch: images of each batch on one device, b.
+    """
+
+    config: ml_collections.ConfigDict
+    generator: models.Network
+    discriminator: models.Network
+    generator_optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+    loss: losses.Loss
+    scan: Callable[..., tuple[Any, Any]]
+    local_batch: int
+
+
+def create_game(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> Game:
+    """The game that a configuration describes, on these devices of all processes.
+
+    Raises:
+      UserError: for a number out of its range, see configuration/checks.py; if the batch does not
+        divide by the devices and by `gradient_accumulation`; for an unknown loss; for a
+        `mismatch_weight` without a projection or classes; or for networks that do not exist, see
+        `models.create`.
+    """
+    checks.check(config)
+    _check_batch(config, len(devices))
+    _check_mismatch(config)
+    generator, discriminator = models.create(
+        config, AXIS if config.batch_norm.cross_replica else None
+    )
+    generator_optimizer, discriminator_optimizer = optimizers.create(config)
+    # XLA runs a convolution inside a loop on one CPU thread, some twenty times slower.
+    unroll = 0 if devices[0].platform == 'cpu' else 1  # 0: all of it
+    return Game(
+        config,
+        generator,
+        discriminator,
+        generator_optimizer,
+        discriminator_optimizer,
+        loss=losses.get(config.loss),
+        scan=partial(lax.scan, unroll=unroll),
+        local_batch=config.batch_size // len(devices),
+    )
+
+
+def _check_batch(config: ml_collections.ConfigDict, devices: int) -> None:
+    divisor = devices * config.gradient_accumulation
+    if config.batch_size % divisor:
+        parts = f'the {devices} devices'
+        if config.gradient_accumulation > 1:
+            parts += f' times gradient_accumulation={config.gradient_accumulation}'
+        raise UserError(
+            f'batch_size={config.batch_size} does not divide by {parts}: '
+            f'take a multiple of {divisor}.'
+        )
+
+
+def _check_mismatch(config: ml_collections.ConfigDict) -> None:
+    possible = config.model.conditioning == 'projection' and config.dataset.num_classes > 1
+    if config.mismatch_weight and not possible:
+        raise UserError(
+            f'mismatch_weight={config.mismatch_weight} needs '
+            '--config.model.conditioning=projection and two classes or more: set it to 0.'
+        )
+
+
+# ---- The losses of both networks. --------------------------------------------------------------
+
+
+def discriminator_loss(
+    game: Game, weights: Variables, batch_stats: Variables, reals: Labelled, fakes: Labelled
+) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+    """The discriminator's loss on real and on fake images, float32 [].
+
+    With `mismatch_weight`, each real image has two labels, int32 [b, 2]: its own, and a wrong one
+    with which it is to be rejected (Reed et al. 2016). With AC-GAN, the discriminator classifies
+    images of both kinds (Odena et al. 2017).
+
+    Args:
+      weights: the discriminator's normalised parameters.
+      batch_stats: its batch statistics.
+
+    Returns:
+      The loss, and beside it the next batch statistics and metrics of float32 [].
+    """
+    config = game.config
+    (_, real_labels), (fake_images, fake_labels) = reals, fakes
+    if config.mismatch_weight:  # every image of a pass has the same number of labels
+        fakes = fake_images, jnp.stack([fake_labels, fake_labels], 1)
+    (logits, class_logits), batch_stats = discriminate_both(
+        game, weights, batch_stats, reals, fakes
+    )
+    real_logits, fake_logits = logits
+    if config.mismatch_weight:
+        (real_logits, wrong_logits), fake_logits = real_logits.T, fake_logits[:, 0]
+    metrics = {'real_logit': real_logits.mean(), 'fake_logit': fake_logits.mean()}
+    loss = game.loss.discriminator(real_logits, fake_logits)
+    if config.mismatch_weight:
+        loss += config.mismatch_weight * game.loss.rejection(wrong_logits)
+        metrics['mismatch_logit'] = wrong_logits.mean()
+    if config.model.conditioning == 'acgan':
+        real_classes, fake_classes = class_logits
+        loss += config.model.acgan_weight * losses.classification(real_classes, real_labels)
+        loss += config.model.acgan_weight * losses.classification(fake_classes, fake_labels)
+        metrics['real_accuracy'] = (real_classes.argmax(-1) == real_labels).mean()
+        metrics['fake_accuracy'] = (fake_classes.argmax(-1) == fake_labels).mean()
+    return loss, (batch_stats, metrics | {'discriminator_loss': loss})
+
+
+def generator_loss(
+    game: Game,
+    weights: Variables,
+    batch_stats: Variables,
+    discriminator_weights: Variables,
+    discriminator_stats: Variables,
+    z: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+    """The generator's loss, float32 [].
+
+    Args:
+      weights, discriminator_weights: the networks' normalised parameters.
+      batch_stats, discriminator_stats: their batch statistics; only the generator's advance.
+      z: float32 [b, z_dim].
+      labels: int32 [b].
+
+    Returns:
+      The loss, and beside it the next batch statistics and metrics of float32 [].
+    """
+    fakes, batch_stats = generate(game, weights, batch_stats, z, labels)
+    (logits, class_logits), _ = discriminate(
+        game, discriminator_weights, discriminator_stats, fakes, labels
+    )
+    loss = game.loss.generator(logits)
+    if game.config.model.conditioning == 'acgan':
+        loss += game.config.model.acgan_weight * losses.classification(class_logits, labels)
+    return loss, (batch_stats, {'generator_loss': loss})
+
+
+# ---- The networks in training. -----------------------------------------------------------------
+
+
+def generate(
+    game: Game, weights: Variables, batch_stats: Variables, z: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, Variables]:
+    """Images float32 [b, H, W, 3] in [-1, 1], and the next batch statistics."""
+    variables = {'params': weights, 'batch_stats': batch_stats}
+    images, stats = game.generator.apply(variables, z, labels, train=True)
+    return images, _agreed(game, stats['batch_stats'])
+
+
+def discriminate(
+    game: Game, weights: Variables, batch_stats: Variables, images: jax.Array, labels: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array | None], Variables]:
+    """The pair of logits and class logits, and the next batch statistics.
+
+    Logits are float32 [b], or [b, K] for K labels of each image; class logits are float32
+    [b, classes] with AC-GAN and None otherwise.
+    """
+    variables = {'params': weights, 'batch_stats': batch_stats}
+    outputs, stats = game.discriminator.apply(variables, images, labels, train=True)
+    if game.config.model.conditioning != 'acgan':
+        outputs = outputs, None
+    return outputs, _agreed(game, stats['batch_stats'])
+
+
+def discriminate_both(
+    game: Game, weights: Variables, batch_stats: Variables, reals: Labelled, fakes: Labelled
+) -> tuple[Any, Variables]:
+    """`discriminate`, with a pair in place of each output: of real and of fake images.
+
+    One pass sees both kinds of images, except where moments of the batch would mix them.
+    """
+    if batch_stats:
+        of_reals, batch_stats = discriminate(game, weights, batch_stats, *reals)
+        of_fakes, batch_stats = discriminate(game, weights, batch_stats, *fakes)
+        return jax.tree.map(lambda *pair: pair, of_reals, of_fakes), batch_stats
+    images, labels = (jnp.concatenate(pair) for pair in zip(reals, fakes, strict=True))
+    outputs, batch_stats = discriminate(game, weights, batch_stats, images, labels)
+    return jax.tree.map(lambda output: jnp.split(output, 2), outputs), batch_stats
+
+
+def _agreed(game: Game, batch_stats: Variables) -> Variables:
+    """Each device's own moments would leave the replicas with different running averages."""
+    return batch_stats if game.config.batch_norm.cross_replica else lax.pmean(batch_stats, AXIS)
