@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 32
     config.discriminator_steps = 1
     config.mismatch_weight = 1.0
+    config.mode_seeking_weight = 0.5
 
     config.dataset.name = 'shapes'
     config.dataset.image_size = 32

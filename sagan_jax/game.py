@@ -77,11 +77,14 @@ def create_game(config: ml_collections.ConfigDict, devices: list[jax.Device]) ->
 
 
 def _check_batch(config: ml_collections.ConfigDict, devices: int) -> None:
-    divisor = devices * config.gradient_accumulation
+    pairs = 2 if config.mode_seeking_weight else 1
+    divisor = devices * config.gradient_accumulation * pairs
     if config.batch_size % divisor:
         parts = f'the {devices} devices'
         if config.gradient_accumulation > 1:
             parts += f' times gradient_accumulation={config.gradient_accumulation}'
+        if pairs == 2:
+            parts += ' times the 2 images of a pair (mode_seeking_weight)'
         raise UserError(
             f'batch_size={config.batch_size} does not divide by {parts}: '
             f'take a multiple of {divisor}.'
@@ -160,13 +163,18 @@ def generator_loss(
     Returns:
       The loss, and beside it the next batch statistics and metrics of float32 [].
     """
+    config = game.config
+    if config.mode_seeking_weight:
+        labels = jnp.repeat(labels[::2], 2)  # both images of a pair have the label of the first
     fakes, batch_stats = generate(game, weights, batch_stats, z, labels)
     (logits, class_logits), _ = discriminate(
         game, discriminator_weights, discriminator_stats, fakes, labels
     )
     loss = game.loss.generator(logits)
-    if game.config.model.conditioning == 'acgan':
-        loss += game.config.model.acgan_weight * losses.classification(class_logits, labels)
+    if config.model.conditioning == 'acgan':
+        loss += config.model.acgan_weight * losses.classification(class_logits, labels)
+    if config.mode_seeking_weight:
+        loss += config.mode_seeking_weight * losses.mode_seeking(fakes, z)
     return loss, (batch_stats, {'generator_loss': loss})
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sagan_jax.errors import UserError
@@ -52,6 +53,22 @@ def non_saturating_rejection(logits: jax.Array) -> jax.Array:
 def non_saturating_generator(fake_logits: jax.Array) -> jax.Array:
     """-E[log σ(D(G(z)))] (Goodfellow et al. 2014)."""
     return jax.nn.softplus(-fake_logits).mean()
+
+
+def mode_seeking(images: jax.Array, z: jax.Array) -> jax.Array:
+    """E[|z₁ - z₂| / (|G(z₁) - G(z₂)| + ε)], small if z makes a difference (Mao et al. 2019).
+
+    The pairs are neighbours in the batch: images float32 [B, H, W, 3] in [-1, 1] and z
+    float32 [B, z_dim], B even. Distances are means of absolute differences. ε is 0.01, so that
+    equal images have a finite gradient; the ratio is taken pair by pair, where the authors' code
+    divides the means over a batch, so that it does not depend on how devices share one.
+    """
+
+    def distance(values):  # [B, …] → [B/2]
+        pairs = values.reshape(len(values) // 2, 2, -1)
+        return jnp.abs(pairs[:, 0] - pairs[:, 1]).mean(-1)
+
+    return (distance(z) / (distance(images) + 0.01)).mean()
 
 
 def classification(class_logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sagan_jax import losses
+from sagan_jax.errors import UserError
 from sagan_jax.game import (
     create_game,
     discriminate_both,
@@ -100,3 +101,24 @@ def test_a_step_on_a_cpu_has_no_loops(length):
     total, before = running_sum(values)
     assert total == values.sum()
     np.testing.assert_array_equal(before, np.cumsum(values) - values)
+
+
+def test_mode_seeking_compares_images_of_one_class():
+    game, generator, discriminator = create(mode_seeking_weight=0.5)
+    weights, variables = discriminator['params'], (generator['params'], generator['batch_stats'])
+    z = np.random.default_rng(3).normal(size=(8, 8)).astype(np.float32)
+    labels = np.array([0, 1, 2, 0, 1, 1, 2, 1], np.int32)
+    paired = np.array([0, 0, 2, 2, 1, 1, 2, 2], np.int32)
+    images, _ = on_one_device(partial(generate, game))(*variables, z, paired)
+    logits, _ = game.discriminator.apply({'params': weights}, images, paired, train=False)
+    images = np.asarray(images).reshape(4, 2, -1)
+    distances = np.abs(images[:, 0] - images[:, 1]).mean(-1)
+    ratios = np.abs(z[::2] - z[1::2]).mean(-1) / (distances + 0.01)
+    loss, _ = on_one_device(partial(generator_loss, game))(*variables, weights, {}, z, labels)
+    np.testing.assert_allclose(loss, -logits.mean() + 0.5 * ratios.mean(), rtol=1e-4)
+
+
+def test_pairs_are_not_parted_by_devices():
+    config = tiny.config(batch_size=4, mode_seeking_weight=0.5)
+    with pytest.raises(UserError, match=r'4 devices times the 2 images of a pair .* multiple of 8'):
+        create_game(config, jax.devices()[:4])

@@ -42,6 +42,25 @@ def test_non_saturating():
     np.testing.assert_allclose(jax.grad(g)(FAKE), expected, rtol=1e-5, atol=1e-30)
 
 
+def test_mode_seeking():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (6, 4, 4, 3)).astype(np.float32)
+    images[3] = images[2]  # a pair that is equal
+    z = rng.normal(size=(6, 5)).astype(np.float32)
+    ratios = [
+        np.abs(z[i] - z[i + 1]).mean() / (np.abs(images[i] - images[i + 1]).mean() + 0.01)
+        for i in (0, 2, 4)
+    ]
+    np.testing.assert_allclose(losses.mode_seeking(images, z), np.mean(ratios), rtol=1e-5)
+    gradient = jax.grad(losses.mode_seeking)(images, z)
+    assert np.isfinite(gradient).all()
+    # A step against the gradient parts the images of a pair.
+    apart = images - 0.01 * np.sign(gradient)
+    for i in (0, 4):
+        before, after = (np.abs(x[i] - x[i + 1]).mean() for x in (images, apart))
+        assert after > before
+
+
 def test_unknown_loss():
     with pytest.raises(UserError, match=r'no loss .wgan.*hinge, non_saturating'):
         losses.get('wgan')

@@ -32,6 +32,7 @@ RANGES = {
     'gradient_accumulation': COUNT,
     'discriminator_steps': COUNT,
     'mismatch_weight': RATE,
+    'mode_seeking_weight': RATE,
     'dataset.num_classes': NUMBER,
     'model.generator_width': COUNT,
     'model.discriminator_width': COUNT,

@@ -25,6 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weight of the discriminator's loss on real images with a wrong label (Reed et al., 2016),
     # which teaches it the classes before the fakes show any; 0: no such loss.
     config.mismatch_weight = 0.0
+    # Weight of the generator's loss on pairs of images of one class that are alike although their
+    # z are not (mode seeking: Mao et al., 2019); 0: no such loss.
+    config.mode_seeking_weight = 0.0
 
     config.dataset = dataset = ml_collections.ConfigDict()
     dataset.name = 'shapes'  # 'shapes', 'image_folder', or the name of a TFDS data set

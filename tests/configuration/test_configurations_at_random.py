@@ -71,6 +71,7 @@ def valid(draw):
         'optimizer.b1': [0.0, 0.5],
         'optimizer.generator_lr': [0.0, 1e-4],
         'optimizer.decay_from': [0.0, 0.5, 1.0],
+        'mode_seeking_weight': [0.0, 0.5],
         'ema.decay': [0.0, 0.999, 1.0],
         'ema.start_step': [0, 1],
     }
