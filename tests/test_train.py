@@ -21,6 +21,7 @@ from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state
 from sagan_jax.system import distributed
 from sagan_jax.train import train
+from sagan_jax.train_step import create_train_step
 from tests import tiny
 
 
@@ -89,6 +90,10 @@ def finished(pictures, tmp_path_factory):
         with pytest.raises(UserError, match='process_id=1 is none of the 1'):
             distributed.joined(config).__enter__()
         config.distributed.update({'coordinator': '', 'process_id': 0})
+        config.model.conditioning = 'acgan'  # whose step reads the weight of the classifier
+        train_step, batch = create_train_step(config), tiny.batch(config)
+        jax.eval_shape(lambda state: train_step(state, *batch), create_state(config))
+        config.model.conditioning = 'projection'
     return config, workdir, read
 
 
