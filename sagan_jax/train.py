@@ -82,12 +82,12 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, restarts: int) -> N
         'class_names': list(source.class_names),
         'sha256_of_some': data.fingerprint(source),
     }
-    distributed.check_alike(pictures)
+    distributed.check_agreement(pictures)
     distributed.on_first(lambda: provenance.check_data(workdir, pictures))
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     stream = data.batches
     if config.dataset.on_device:
-        train_step = create_gathering_train_step(config, data.everything(source))
+        train_step = create_gathering_train_step(config, data.all_examples(source))
         stream = data.index_batches
 
     # ---- State: the newest checkpoint, or a new beginning. -------------------------------------
@@ -295,7 +295,7 @@ def _check_alike(config) -> None:
     """Of several processes all must be given the same."""
     record = flatten_dict(provenance.record(config), sep='.')
     del record['config.distributed.process_id']
-    distributed.check_alike(record)
+    distributed.check_agreement(record)
 
 
 def _check_workdir(workdir: Path, config) -> None:

@@ -3,22 +3,22 @@
 from sagan_jax.data.loading import Source, load
 from sagan_jax.data.reading import (
     Summary,
+    all_examples,
     batches,
-    everything,
     fingerprint,
     index_batches,
-    once,
+    one_pass,
     summary,
 )
 
 __all__ = [
     'Source',
     'Summary',
+    'all_examples',
     'batches',
-    'everything',
     'fingerprint',
     'index_batches',
     'load',
-    'once',
+    'one_pass',
     'summary',
 ]

@@ -67,18 +67,18 @@ def index_batches(
     stop: int | None = None,
     rows: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray]]:
-    """The same stream as `batches`, but as indices into `everything(source)`: (int32 [b],)."""
+    """The same stream as `batches`, but as indices into `all_examples(source)`: (int32 [b],)."""
     indices = _indices(source, seed, batch_size, start, stop, rows)
     return _in_threads(indices.map(lambda indices: (np.array(indices, np.int32),)))
 
 
-def everything(source: Source) -> tuple[np.ndarray, np.ndarray]:
+def all_examples(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """The whole data set: images uint8 [N, S, S, 3] and labels int32 [N]."""
-    images, labels = zip(*once(source, 256), strict=True)
+    images, labels = zip(*one_pass(source, 256), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def once(source: Source, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def one_pass(source: Source, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The whole data set in its own order: batches as above, the last as long as it comes."""
 
     def read(start: int) -> tuple[np.ndarray, np.ndarray]:

@@ -111,7 +111,7 @@ def create_evaluator(
     _check_pictures(source, settings.splits, pair_samples)
     trained = source if settings.split == 'train' else data.load(config.dataset, 'train')
     networks = real_statistics.load_networks(config, trained)
-    distributed.check_alike({'data': source.name, 'networks': networks.sha256})
+    distributed.check_agreement({'data': source.name, 'networks': networks.sha256})
     real = real_statistics.load_statistics(
         source, networks, settings.splits, pair_samples, settings.batch_size
     )

@@ -139,7 +139,7 @@ def load_features(
     def compute():
         stream = on_devices(networks.features.apply, batch_size, distributed.all_devices())
         labels, layer = [], networks.features.layer
-        images = _noting(data.once(source, batch_size), labels)
+        images = _noting(data.one_pass(source, batch_size), labels)
         parts = _progress(stream(networks.features.variables, images), len(source), layer)
         features = np.concatenate([part[layer] for part in parts])
         return {'features': features, 'labels': np.concatenate(labels)}
@@ -182,7 +182,7 @@ def gather(
 def _gather_real(source, networks, splits, keep, batch_size) -> Statistics:
     stream = on_devices(networks.apply, batch_size, distributed.all_devices())
     labels, total = [], len(source)
-    images = _noting(data.once(source, batch_size), labels)
+    images = _noting(data.one_pass(source, batch_size), labels)
     parts = _progress(stream(networks.variables, images), total, 'features')
     return gather(parts, lambda: np.concatenate(labels), total, splits, keep)
 

@@ -77,7 +77,7 @@ def create(
     _check_attention('discriminator', model.discriminator_attention, maps[1])
     _check_query_block(model)
     dtype = _dtype(config.dtype)
-    attend = _attention_block(model, dtype)
+    attention_block = _attention_block(model, dtype)
     g_widths = tuple(width * model.generator_width for width in arch.generator)
     d_widths = tuple(width * model.discriminator_width for width in arch.discriminator)
     bn = config.batch_norm
@@ -90,7 +90,7 @@ def create(
         generator = Generator(
             widths=g_widths,
             attention=tuple(model.generator_attention),
-            attend=attend,
+            attention_block=attention_block,
             num_classes=0 if model.conditioning == 'none' else classes,
             last_decay=bn.last_decay,
             **norm,
@@ -99,7 +99,7 @@ def create(
             widths=d_widths,
             downs=arch.downs,
             attention=tuple(model.discriminator_attention),
-            attend=attend,
+            attention_block=attention_block,
             num_classes=classes if model.conditioning == 'projection' else 0,
             classifier=classes if model.conditioning == 'acgan' else 0,
             dtype=dtype,
@@ -189,7 +189,7 @@ def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
 
 
 def _attention_block(model: ml_collections.ConfigDict, dtype: jnp.dtype) -> Callable:
-    """`attend(name=…)` makes what stands where the configuration asks for attention."""
+    """`attention_block(name=…)` makes what stands where the configuration asks for attention."""
     if model.attention_block == 'residual':
         return partial(ResidualBlock, dtype)
     if model.attention_block == 'self_attention':

@@ -19,7 +19,7 @@ class SelfAttention(nn.Module):
       dtype: of the activations.
       value_divisor: values are C over this wide: 2 in the official code, 8 in the paper's text.
       pooling: whether keys and values are pooled: in the official code, not in the paper's text.
-      query_block: how many queries attend at a time, see `attend`; 0 for all.
+      query_block: how many queries attend at a time, see `attention`; 0 for all.
     """
 
     dtype: jnp.dtype
@@ -44,14 +44,14 @@ class SelfAttention(nn.Module):
         if self.is_mutable_collection('attention') and not self.is_initializing():
             # The weights themselves are asked for: [B, HW, HW/4], or [B, HW, HW] without pooling.
             self.sow('attention', 'weights', nn.softmax(_logits(query, key.swapaxes(1, 2))))
-        o = attend(query, key, value, self.query_block).reshape(b, h, w, outer)
+        o = attention(query, key, value, self.query_block).reshape(b, h, w, outer)
         o = project(c, 'output')(o)
 
         gamma = self.param('gamma', nn.initializers.zeros, ())
         return x + gamma.astype(self.dtype) * o
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, block: int = 0) -> jax.Array:
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, block: int = 0) -> jax.Array:
     """Means of the values, weighted by the softmax of each query's products with the keys.
 
     Args:

@@ -61,7 +61,7 @@ def _convolve_to_few(x, kernel):
 
 
 @jax.custom_vjp
-def enlarge(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 4×4 convolution of x with a zero between its rows and columns, and two zeros around.
 
     Args:
@@ -71,14 +71,14 @@ def enlarge(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, 2H, 2W, D].
     """
-    return lax.platform_dependent(x, kernel, cpu=_enlarge_by_parity, default=_enlarge)
+    return lax.platform_dependent(x, kernel, cpu=_conv_transpose_by_parity, default=_conv_transpose)
 
 
-def _enlarge(x, kernel):
+def _conv_transpose(x, kernel):
     return _convolve(x, kernel, padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
 
 
-def _enlarge_by_parity(x, kernel):
+def _conv_transpose_by_parity(x, kernel):
     """Even rows of the output see rows i - 1 and i through taps 0 and 2 of the kernel, odd ones
     rows i and i + 1 through taps 1 and 3; columns likewise."""
     b, h, w, _ = x.shape
@@ -121,14 +121,16 @@ def _turned(kernel):
 
 def _convolve_backward(operands, dy):
     x, kernel = operands
-    back = convolve if len(kernel) == 3 else enlarge
+    back = convolve if len(kernel) == 3 else conv_transpose
     return back(dy, _turned(kernel)), _kernel_gradient(x, dy)
 
 
-def _enlarge_backward(operands, dy):
+def _conv_transpose_backward(operands, dy):
     x, kernel = operands
     return convolve(dy, _turned(kernel)), _turned(_kernel_gradient(dy, x))
 
 
 convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _convolve_backward)
-enlarge.defvjp(lambda x, kernel: (enlarge(x, kernel), (x, kernel)), _enlarge_backward)
+conv_transpose.defvjp(
+    lambda x, kernel: (conv_transpose(x, kernel), (x, kernel)), _conv_transpose_backward
+)

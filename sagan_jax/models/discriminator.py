@@ -55,8 +55,8 @@ class Discriminator(nn.Module):
     Attributes:
       widths: channels of each block.
       downs: how many of the blocks, counted from the image, halve the resolution.
-      attention: the resolutions after whose block `attend` stands.
-      attend: `attend(name=…)` makes self-attention, or what takes its place.
+      attention: the resolutions after whose block `attention_block` stands.
+      attention_block: `attention_block(name=…)` makes self-attention, or what takes its place.
       num_classes: rows of the label embedding; 0 for no projection.
       classifier: outputs of the auxiliary classifier; 0 for none.
       dtype: of the activations; the sum over space and the logits are float32.
@@ -65,7 +65,7 @@ class Discriminator(nn.Module):
     widths: tuple[int, ...]
     downs: int
     attention: tuple[int, ...]
-    attend: Callable[..., nn.Module]
+    attention_block: Callable[..., nn.Module]
     num_classes: int
     classifier: int
     dtype: jnp.dtype
@@ -89,7 +89,7 @@ class Discriminator(nn.Module):
             else:
                 x = DownBlock(width, down, self.dtype, name=f'block{number}')(x)
             if down and size // 2 in self.attention:
-                x = self.attend(name=f'attention{size // 2}')(x)
+                x = self.attention_block(name=f'attention{size // 2}')(x)
 
         h = nn.relu(x).astype(jnp.float32).sum((1, 2))  # [B, C]
         logits = Dense(1, name='dense')(h)[:, 0]

@@ -33,8 +33,8 @@ class Generator(nn.Module):
 
     Attributes:
       widths: channels of the 4×4 start, then of each up block.
-      attention: the resolutions after whose block `attend` stands.
-      attend: `attend(name=…)` makes self-attention, or what takes its place.
+      attention: the resolutions after whose block `attention_block` stands.
+      attention_block: `attention_block(name=…)` makes self-attention, or what takes its place.
       num_classes: rows of the conditional batch norms; 0 for an unconditional generator.
       decay: of the running averages in the blocks; `last_decay` in the last, plain batch norm.
       axis_name: the mapped axis whose replicas share batch moments, or None.
@@ -43,7 +43,7 @@ class Generator(nn.Module):
 
     widths: tuple[int, ...]
     attention: tuple[int, ...]
-    attend: Callable[..., nn.Module]
+    attention_block: Callable[..., nn.Module]
     num_classes: int
     decay: float
     last_decay: float
@@ -63,7 +63,7 @@ class Generator(nn.Module):
             block_norm = partial(norm, num_classes=self.num_classes, decay=self.decay)
             x = UpBlock(width, block_norm, self.dtype, name=f'block{number}')(x, labels, train)
             if x.shape[1] in self.attention:
-                x = self.attend(name=f'attention{x.shape[1]}')(x)
+                x = self.attention_block(name=f'attention{x.shape[1]}')(x)
 
         x = nn.relu(norm(num_classes=0, decay=self.last_decay, name='norm')(x, labels, train))
         x = Conv(3, 3, self.dtype, name='conv')(x)

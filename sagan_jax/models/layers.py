@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sagan_jax.models.convolution import convolve, enlarge
+from sagan_jax.models.convolution import conv_transpose, convolve
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -107,7 +107,7 @@ class UpConv(nn.Module):
         """x [B, H, W, C] → [B, 2H, 2W, features]."""
         kernel = self.param('kernel', xavier_uniform, (3, 3, x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        return enlarge(x, _four_taps(kernel).astype(self.dtype)) + bias.astype(self.dtype)
+        return conv_transpose(x, _four_taps(kernel).astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class DownConv(nn.Module):

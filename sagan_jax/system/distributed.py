@@ -146,7 +146,7 @@ def gather(rows: np.ndarray) -> np.ndarray:
     return multihost_utils.process_allgather(rows, tiled=True)
 
 
-def check_alike(record: Mapping[str, Any]) -> None:
+def check_agreement(record: Mapping[str, Any]) -> None:
     """Refuses processes that are not of one run; `record` holds what must be equal, by name.
 
     Raises:

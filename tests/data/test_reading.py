@@ -190,7 +190,7 @@ def test_summary_of_a_dark_data_set():
 @pytest.mark.parametrize('batch_size', [1, 7, 30, 64])
 def test_once_goes_through_everything_in_order(batch_size):
     source = source_of(30)
-    images, labels = zip(*data.once(source, batch_size), strict=True)
+    images, labels = zip(*data.one_pass(source, batch_size), strict=True)
     assert [len(batch) for batch in images[:-1]] == [batch_size] * (len(images) - 1)
     np.testing.assert_array_equal(rows(np.concatenate(images)), np.arange(30))
     np.testing.assert_array_equal(np.concatenate(labels), np.arange(30) % 3)
@@ -198,7 +198,7 @@ def test_once_goes_through_everything_in_order(batch_size):
 
 def test_rows_name_the_same_pictures_in_the_same_order():
     source = source_of(30)
-    images, labels = data.everything(source)
+    images, labels = data.all_examples(source)
     pairs = zip(
         data.batches(source, 5, 16, start=1, stop=6),
         data.index_batches(source, 5, 16, start=1, stop=6),

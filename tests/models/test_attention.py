@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sagan_jax.models.attention import ResidualBlock, SelfAttention, attend
+from sagan_jax.models.attention import ResidualBlock, SelfAttention, attention
 
 
 def numpy_attention(params, x):
@@ -142,13 +142,13 @@ def test_residual_block_has_as_many_parameters(channels):
 
 
 def attention_gradients(q, block, dtype='float32'):
-    """A function that gives `attend`'s output and three gradients, and operands for it."""
+    """A function that gives `attention`'s output and three gradients, and operands for it."""
     rng = np.random.default_rng(3)
     shapes = ((2, q, 4), (2, q // 4, 4), (2, q // 4, 6), (2, q, 6))
     *operands, target = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
     def run(*operands):
-        o, pull_back = jax.vjp(lambda *operands: attend(*operands, block), *operands)
+        o, pull_back = jax.vjp(lambda *operands: attention(*operands, block), *operands)
         return o, *pull_back(target)
 
     return jax.jit(run), operands

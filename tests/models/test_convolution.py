@@ -20,7 +20,7 @@ def plain_convolve(x, kernel):
     )
 
 
-def plain_enlarge(x, kernel):
+def plain_conv_transpose(x, kernel):
     return lax.conv_transpose(
         x, kernel, (2, 2), [(2, 2)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
@@ -33,7 +33,7 @@ CASES = [
     (convolution.convolve, plain_convolve, (3, 3, 6, 3)),
     (convolution.convolve, plain_convolve, (3, 3, 3, 2)),
     (convolution.convolve, plain_convolve, (4, 4, 3, 5)),
-    (convolution.enlarge, plain_enlarge, (4, 4, 6, 3)),
+    (convolution.conv_transpose, plain_conv_transpose, (4, 4, 6, 3)),
 ]
 
 

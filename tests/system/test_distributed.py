@@ -67,8 +67,8 @@ with distributed.joined(config):
     poll = distributed.create_poll()
     assert [poll(index == 1 and step == 1) for step in range(6)] == [0, 0, 0, 1, 0, 0]
 
-    distributed.check_alike({'rate': 1e-4, 'seed': 0})
-    told = refusal(lambda: distributed.check_alike({'rate': 1e-4 * (1 + index), 'seed': 0}))
+    distributed.check_agreement({'rate': 1e-4, 'seed': 0})
+    told = refusal(lambda: distributed.check_agreement({'rate': 1e-4 * (1 + index), 'seed': 0}))
     assert told.startswith('Process 1 is not like the first in rate (0.0001 in the first, 0.0002')
     if sys.argv[3] == 'fails':
         raise UserError('All of them fail.') if index == 0 else ValueError('as a bug does')
