@@ -26,7 +26,7 @@ SAGAN_JAX = {
     'models': 'configuration spectral_norm',
     'data': 'streams images',
     'metrics': 'system images',
-    'run': 'system',
+    'run': 'system images',
     'sampling': 'streams spectral_norm models',
     'state': 'streams models optimizers',
     'game': 'losses optimizers configuration system models',
@@ -35,8 +35,8 @@ SAGAN_JAX = {
     'trained': 'streams system images figures models metrics run sampling state evaluation',
     'viewing': 'spectral_norm system images figures models data run sampling state '
     'evaluation trained',
-    'train': 'configuration system images models data run sampling state train_step '
-    'evaluation viewing',
+    'opening': 'configuration system models data run sampling state train_step evaluation',
+    'train': 'system images run sampling state evaluation viewing opening',
     'main': 'configuration system run evaluation trained viewing train',
     '__init__': 'trained',  # sagan_jax.load
 }

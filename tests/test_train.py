@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from sagan_jax import train as train_module
+from sagan_jax import opening
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.evaluate import evaluate
 from sagan_jax.metrics import in_domain
@@ -221,9 +221,7 @@ def poisoned(create_train_step, at):
 
 
 def test_a_run_that_diverged_goes_back_with_other_noise(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        train_module, 'create_train_step', poisoned(train_module.create_train_step, at=6)
-    )
+    monkeypatch.setattr(opening, 'create_train_step', poisoned(opening.create_train_step, at=6))
     config = tiny.folder_config(pictures, num_train_steps=8)
     with pytest.raises(UserError, match=r'diverged, with ema_params/.* at step 6; .* of step 4'):
         train(config, tmp_path)
@@ -231,7 +229,7 @@ def test_a_run_that_diverged_goes_back_with_other_noise(pictures, tmp_path, monk
     config.divergence_restarts = 1
     capsys.readouterr()
     train(config, tmp_path)
-    assert 'goes back to that checkpoint, with other noise' in capsys.readouterr().out
+    assert 'resumes from that checkpoint with different noise' in capsys.readouterr().out
     metrics = read_metrics(tmp_path)
     assert [line['step'] for line in metrics] == list(range(1, 9))
     assert metrics[:4] == ended[:4]
@@ -249,7 +247,7 @@ def test_a_scoring_left_because_of_a_signal_is_made_up_for(finished, tmp_path, m
     # As it is when a signal comes while the last step is scored.
     path.unlink()
     (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines[:-1]))
-    create_evaluator = train_module.evaluate.create_evaluator
+    create_evaluator = opening.evaluate.create_evaluator
 
     def signalled(*args, **kwargs):
         score = create_evaluator(*args, **kwargs)
@@ -261,7 +259,7 @@ def test_a_scoring_left_because_of_a_signal_is_made_up_for(finished, tmp_path, m
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.evaluate, 'create_evaluator', signalled)
+        patch.setattr(opening.evaluate, 'create_evaluator', signalled)
         with pytest.raises(SystemExit) as ended:
             train(config, workdir)
     assert ended.value.code == 143

@@ -55,11 +55,14 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any) -> bool:
+def save(manager: ocp.CheckpointManager | None, step: int, state: Any) -> bool:
     """Starts to save a state of arrays on the host at `step`; the write goes on in the background.
 
     False, and a warning, if it or the one before cannot be written. Earlier checkpoints stay.
+    Without a manager, on processes other than the first, there is nothing to save.
     """
+    if manager is None:
+        return True
     if has_failed(manager):
         return False
     try:
@@ -75,8 +78,10 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> bool:
     return True
 
 
-def has_failed(manager: ocp.CheckpointManager) -> bool:
-    """Whether the save that was started last has failed, told once in a warning."""
+def has_failed(manager: ocp.CheckpointManager | None) -> bool:
+    """Whether the save that was started last has failed; a warning reports it once."""
+    if manager is None:
+        return False
     try:
         manager.check_for_errors()
     except _UNWRITABLE as error:
@@ -85,21 +90,23 @@ def has_failed(manager: ocp.CheckpointManager) -> bool:
     return False
 
 
-def finish(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Waits until `step` is on disk, where `save` has brought it or this brings it.
+def finish(manager: ocp.CheckpointManager | None, step: int, state: Any) -> None:
+    """Waits until `step` is on disk, saving it if needed. Without a manager nothing is done.
 
     Raises:
       UserError: if it cannot be written, tried several times.
     """
+    if manager is None:
+        return
     for pause in _PAUSES:
-        try:
+        time.sleep(pause)
+        with _giving_up(manager):
             manager.wait_until_finished()
-        except _UNWRITABLE as error:
-            _give_up(manager, error)
+        if manager.latest_step() != step and save(manager, step, state):
+            with _giving_up(manager):
+                manager.wait_until_finished()
         if manager.latest_step() == step:
             return
-        time.sleep(pause)
-        save(manager, step, state)
     raise UserError(
         f'The last checkpoint could not be written to {manager.directory}: make room, and give the '
         'same command again.'
@@ -107,16 +114,23 @@ def finish(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
 
 
 @contextlib.contextmanager
-def closing(managers: list[ocp.CheckpointManager]) -> Iterator[None]:
+def closing(managers: list[ocp.CheckpointManager | None]) -> Iterator[None]:
     """Closes them at the end of the block, when all that is being written is there."""
     try:
         yield
     finally:
-        for manager in managers:
-            try:
+        for manager in filter(None, managers):
+            with _giving_up(manager):
                 manager.close()
-            except _UNWRITABLE as error:
-                _give_up(manager, error)
+
+
+@contextlib.contextmanager
+def _giving_up(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Gives up a save that fails in the block."""
+    try:
+        yield
+    except _UNWRITABLE as error:
+        _give_up(manager, error)
 
 
 def _give_up(manager: ocp.CheckpointManager, error: Exception) -> None:

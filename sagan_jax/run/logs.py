@@ -1,11 +1,12 @@
-"""What a run tells: metrics as JSON lines, TensorBoard's scalars and pictures, lines to watch."""
+"""What a run writes while it trains: metrics, samples, TensorBoard's events, progress lines."""
 
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from tensorboardX import summary
@@ -14,11 +15,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from sagan_jax.errors import UserError
+from sagan_jax.images import image_grid, save_png
 from sagan_jax.system.files import atomic_path
 
 
 class RunLog:
-    """Writes `metrics.jsonl` and `tensorboard/` in a workdir.
+    """Writes `metrics.jsonl`, `samples/` and `tensorboard/` in a workdir.
 
     A run that resumes at `step` takes back what a killed one had written about later steps, so
     that each step stands there once. Where nothing can be written, the disk being full, a warning
@@ -32,6 +34,7 @@ class RunLog:
             with atomic_path(path) as temporary:
                 temporary.write_text(''.join(line + '\n' for line in kept))
         self._file = path.open('ab', buffering=0)
+        self._samples = workdir / 'samples'
         self._unwritten = b''
         self._events, self._events_folder = None, workdir / 'tensorboard'
         # Makes TensorBoard forget what a killed run had written about later steps.
@@ -48,9 +51,16 @@ class RunLog:
             curves.MergeFrom(summary.scalar(name, value))
         self._add(step, summary=curves)
 
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """A picture for TensorBoard, uint8 [H, W, 3]."""
-        self._add(step, summary=summary.image(name, image, dataformats='HWC'))
+    def samples(self, step: int, images: np.ndarray, columns: int) -> None:
+        """A grid of images, uint8 [n, S, S, 3], in `samples/<step>.png` and in TensorBoard."""
+        grid = image_grid(images, columns)
+        self.call('the samples', save_png, self._samples / f'{step:06d}.png', grid)
+        self._add(step, summary=summary.image('samples', grid, dataformats='HWC'))
+
+    def call(self, what: str, write: Callable, *arguments: Any) -> None:
+        """Calls `write(*arguments)`; an error of the disk ends in a warning that names `what`."""
+        with tolerating_errors(what):
+            write(*arguments)
 
     def _add(self, step: int, **content) -> None:
         """Writes an event at once; tensorboardX's own thread would end at an error, and adding to
@@ -78,6 +88,51 @@ class RunLog:
         if self._events:
             with contextlib.suppress(OSError):
                 self._events.close()
+
+
+class SilentLog:
+    """The log of a process other than the first; its methods do nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def samples(self, step: int, images: np.ndarray, columns: int) -> None: ...
+
+    def call(self, what: str, write: Callable, *arguments: Any) -> None: ...
+
+    def __enter__(self) -> 'SilentLog':
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Stopwatch:
+    """Measures steps per second, without the time in which no step runs."""
+
+    def __init__(self, step: int):
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Begins again at `step`."""
+        self._step, self._since = step, time.monotonic()
+
+    def lap(self, step: int) -> float | None:
+        """Steps per second since the last lap or restart; None for no step. Begins again."""
+        steps, seconds = step - self._step, self.seconds()
+        self.restart(step)
+        return steps / max(seconds, 1e-9) if steps else None
+
+    def seconds(self) -> float:
+        """Seconds since the last lap or restart."""
+        return time.monotonic() - self._since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time of the block."""
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - since
 
 
 @contextlib.contextmanager

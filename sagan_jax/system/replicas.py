@@ -1,5 +1,6 @@
 """A state with a copy on each device: put there, taken from there, compared between them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ def single_copy(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
+@functools.cache
 def create_checksums() -> Callable[[Any], np.ndarray]:
     """Builds `checksums(tree) -> sums`, uint32 [devices, leaves]: equal rows for equal replicas.
 

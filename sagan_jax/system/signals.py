@@ -12,13 +12,13 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def collected() -> Iterator[list[int]]:
-    """Yields a list that receives the signals SIGTERM, SIGINT and SIGHUP, instead of their effect.
+def collected(received: list[int] | None = None) -> Iterator[list[int]]:
+    """Collects the signals SIGTERM, SIGINT and SIGHUP in a list, instead of their effect.
 
     The second one ends the process at once. Outside the main thread nothing is collected, since
     only there Python may handle signals.
     """
-    received = []
+    received = [] if received is None else received
 
     def receive(number, _):
         if received:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from sagan_jax.errors import UserError
+from sagan_jax.run.health import check_replicas
 from sagan_jax.system.replicas import create_checksums, replicate, single_copy
-from sagan_jax.train import _check_replicas
 
 TREE = {
     'count': np.int32(7),
@@ -44,7 +44,7 @@ def test_equal_replicas_have_equal_checksums():
 def test_one_bit_on_one_device_is_found_and_named(name, device, index):
     sums = create_checksums()(perturbed(TREE, name, device, index))
     with pytest.raises(UserError, match=rf'{name} differs between device 0 and {device} of 8'):
-        _check_replicas(5, list(TREE), sums, None)
+        check_replicas(5, list(TREE), sums, None)
     differing = np.argwhere(sums != sums[0])
     assert differing.tolist() == [[device, sorted(TREE).index(name)]]
 

@@ -1,0 +1,326 @@
+"""Opens a run: refuses early what cannot work, and brings together what the training loop uses."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+
+from sagan_jax import data, models, sampling
+from sagan_jax.configuration import checks
+from sagan_jax.errors import UserError
+from sagan_jax.evaluation import evaluate
+from sagan_jax.run import checkpoints, provenance
+from sagan_jax.run.logs import RunLog, SilentLog, Stopwatch
+from sagan_jax.run.profiling import Profile
+from sagan_jax.state import TrainState, create_state
+from sagan_jax.system import distributed
+from sagan_jax.system.files import remove_partial
+from sagan_jax.system.replicas import replicate, single_copy
+from sagan_jax.train_step import create_gathering_train_step, create_train_step, local_rows
+
+
+@dataclasses.dataclass
+class Run:
+    """What the training loop and its periodic actions use.
+
+    Only the first process writes. On the others `log` does nothing, and `recent` and `best` are
+    None, which the functions of `checkpoints` accept.
+
+    Attributes:
+      config: see configuration/defaults.py.
+      workdir: the folder of the run.
+      train_step: see `train_step.create_train_step`.
+      batches: what `train_step` takes beside the state, one for each call, from the first step on.
+      reals: real images, uint8 [rows · columns, S, S, 3], for the cells of the sample grid.
+      sample: draws the sample grid's images from a state, uint8 [rows · columns, S, S, 3].
+      score: scores a state at a step; None without `evaluate_every`.
+      log: metrics, samples and curves.
+      recent: the newest checkpoints.
+      best: the checkpoint with the best score.
+      profile: traces some steps; None for no trace.
+      poll: see `distributed.create_poll`.
+      signals: those received, by which the process is asked to end.
+      stopwatch: measures the speed between two log lines.
+      warned: signs of collapse that were reported and still hold.
+      save_failed: whether the last checkpoint could not be written.
+      ending: whether the loop ends before the last step.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    train_step: Callable
+    batches: Iterator[tuple[np.ndarray, ...]]
+    reals: np.ndarray
+    sample: Callable[[TrainState], np.ndarray]
+    score: Callable[[int, TrainState], list[evaluate.Row]] | None
+    log: RunLog | SilentLog
+    recent: ocp.CheckpointManager | None
+    best: ocp.CheckpointManager | None
+    profile: Profile | None
+    poll: Callable[[bool], bool]
+    signals: list[int]
+    stopwatch: Stopwatch
+    warned: frozenset[str] = frozenset()
+    save_failed: bool = False
+    ending: bool = False
+
+
+@contextlib.contextmanager
+def open_run(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    restarts: int,
+    profile: tuple[int, int] | None = None,
+) -> Iterator[tuple[Run, TrainState]]:
+    """Opens a run for the block, with its newest state on all devices.
+
+    Args:
+      config: see configuration/defaults.py.
+      workdir: the folder of the run, made if it does not exist.
+      restarts: how often this process went back to a checkpoint because training had diverged.
+      profile: the first and the last step to trace with `jax.profiler`.
+
+    Raises:
+      UserError: for a mistake in the configuration, the data or the workdir.
+    """
+    # Refuse early what cannot work, before anything is written.
+    checks.check(config)
+    _check_schedule(config)
+    _check_processes(config)
+    train_step = create_train_step(config)  # compiled on its first call
+    distributed.on_first(lambda: _check_workdir(workdir, config))
+    source, record = _load_data(config, workdir)
+    summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
+    create_batches = data.batches
+    if config.dataset.on_device:
+        train_step = create_gathering_train_step(config, data.all_examples(source))
+        create_batches = data.index_batches
+    fresh = create_state(config)
+    _describe(config, source, summary, fresh)
+    signals: list[int] = []
+    score = _create_scorer(config, signals) if config.evaluate_every else None
+
+    recent, best = _open_checkpoints(config, workdir)
+    state = _restore_or_begin(config, workdir, recent, fresh)
+    step = int(state.step)
+    distributed.on_first(lambda: _write_configuration(workdir, config, record))
+    log = RunLog(workdir, step) if distributed.is_first() else SilentLog()
+    labels = sampling.grid_labels(config, sampling.GRID_ROWS, sampling.GRID_COLUMNS)
+    run = Run(
+        config=config,
+        workdir=workdir,
+        train_step=train_step,
+        batches=create_batches(
+            source,
+            config.seed,
+            images_per_step(config) * config.steps_per_call,
+            start=step // config.steps_per_call,
+            stop=config.num_train_steps // config.steps_per_call,
+            rows=local_rows(config),
+        ),
+        reals=_cells_of_reals(summary, labels),
+        sample=_create_sampler(config, labels),
+        score=score,
+        log=log,
+        recent=recent,
+        best=best,
+        profile=Profile(workdir / 'profile', *profile) if profile else None,
+        poll=distributed.create_poll(),
+        signals=signals,
+        stopwatch=Stopwatch(step),
+    )
+    state = replicate(state._replace(restarts=np.int32(state.restarts + restarts)))
+    with checkpoints.closing([recent, best]), log:
+        try:
+            yield run, state
+        finally:
+            if run.profile:
+                run.profile.stop()
+
+
+def images_per_step(config: ml_collections.ConfigDict) -> int:
+    """Real images that one step takes, on all devices together."""
+    return config.batch_size * config.discriminator_steps
+
+
+# ---- Data and state. ---------------------------------------------------------------------------
+
+
+def _load_data(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[data.Source, dict[str, Any]]:
+    """The training images and what is recorded about them, the same that the run began with."""
+    source = data.load(config.dataset, 'train')
+    record = {
+        'name': source.name,
+        'count': len(source),
+        'class_names': list(source.class_names),
+        'sha256_of_some': data.fingerprint(source),
+    }
+    distributed.check_agreement(record)
+    distributed.on_first(lambda: provenance.check_data(workdir, record))
+    return source, record
+
+
+def _open_checkpoints(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[ocp.CheckpointManager | None, ocp.CheckpointManager | None]:
+    """Managers of the newest and of the best checkpoints; None where nothing is written."""
+    if not distributed.is_first():
+        return None, None
+    workdir.mkdir(parents=True, exist_ok=True)
+    remove_partial(workdir, workdir / 'samples', workdir / 'evaluation')
+    recent = checkpoints.open_manager(workdir / 'checkpoints', config.keep_checkpoints)
+    best = checkpoints.open_manager(workdir / 'best', keep=1) if config.evaluate_every else None
+    return recent, best
+
+
+def _restore_or_begin(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    recent: ocp.CheckpointManager | None,
+    fresh: TrainState,
+) -> TrainState:
+    """The newest checkpoint; `fresh` if there is none."""
+    restored = checkpoints.restore_newest(recent, fresh)
+    step, steps = 0 if restored is None else int(restored.step), config.num_train_steps
+    if step % config.steps_per_call:
+        raise UserError(
+            f'The newest checkpoint is of step {step}, which is not a multiple of '
+            f'steps_per_call={config.steps_per_call}: choose one that divides it.'
+        )
+    if restored is None:
+        print(f'run            starts afresh in {workdir}, {steps:,} steps')
+        return fresh
+    print(f'run            resumes in {workdir} from step {step:,}')
+    if step >= steps:
+        print(f'               {step:,} of {steps:,} steps are done already')
+    return restored
+
+
+# ---- What is drawn and scored. -----------------------------------------------------------------
+
+
+def generator_of(state: TrainState) -> models.Variables:
+    """The variables of the averaged generator, on one device, valid until the next step."""
+    generator, ema_params = single_copy((state.generator, state.ema_params))
+    return generator | {'params': ema_params}
+
+
+def _create_sampler(
+    config: ml_collections.ConfigDict, labels: np.ndarray
+) -> Callable[[TrainState], np.ndarray]:
+    freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
+    noise = sampling.fixed_noise(config, labels)
+    return lambda state: sample(freeze(generator_of(state)), noise, labels)
+
+
+def _create_scorer(
+    config: ml_collections.ConfigDict, signals: list[int]
+) -> Callable[[int, TrainState], list[evaluate.Row]]:
+    score = evaluate.create_evaluator(
+        config,
+        config.evaluation.training_samples,
+        progress=False,
+        stop=lambda: distributed.vote(bool(signals))(),
+    )
+    return lambda step, state: score(step, generator_of(state))
+
+
+def _cells_of_reals(summary: data.Summary, labels: np.ndarray) -> np.ndarray:
+    """Real images in the classes of the sample grid's rows; white where there are too few."""
+    size = summary.images[0].shape[1]
+    cells = np.full((len(labels), size, size, 3), 255, np.uint8)
+    for row in range(0, len(labels), sampling.GRID_COLUMNS):
+        found = summary.images[labels[row]]
+        cells[row : row + len(found)] = found
+    return cells
+
+
+# ---- What is refused. --------------------------------------------------------------------------
+
+
+def _check_schedule(config: ml_collections.ConfigDict) -> None:
+    in_steps = ('num_train_steps', 'log_every', 'sample_every', 'checkpoint_every')
+    if config.evaluate_every:
+        in_steps += ('evaluate_every',)
+    for key in in_steps:
+        if config[key] % config.steps_per_call:
+            raise UserError(
+                f'{key}={config[key]} is not a multiple of '
+                f'steps_per_call={config.steps_per_call}: change one of the two.'
+            )
+
+
+def _check_processes(config: ml_collections.ConfigDict) -> None:
+    """All processes of a run need the same configuration, code and versions."""
+    record = flatten_dict(provenance.record(config), sep='.')
+    del record['config.distributed.process_id']
+    distributed.check_agreement(record)
+
+
+def _check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes nothing, since something else may still be wrong."""
+    existing = workdir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f'The workdir {workdir} cannot be written, because of {existing}: '
+            'choose another --workdir.'
+        )
+    provenance.check_configuration(workdir, config)
+
+
+def _write_configuration(
+    workdir: Path, config: ml_collections.ConfigDict, record: dict[str, Any]
+) -> None:
+    try:
+        provenance.write(workdir, config, record)
+    except OSError as error:
+        raise UserError(
+            f'The workdir {workdir} cannot be written ({error.strerror}): make room, or choose '
+            'another --workdir.'
+        ) from error
+
+
+# ---- What is printed at the start. -------------------------------------------------------------
+
+
+def _describe(
+    config: ml_collections.ConfigDict,
+    source: data.Source,
+    summary: data.Summary,
+    state: TrainState,
+) -> None:
+    """Prints what the run understood: devices, data and networks."""
+    devices, processes = jax.devices(), jax.process_count()
+    size, counts = config.dataset.image_size, summary.label_counts
+    together = f' in {processes} processes' if processes > 1 else ''
+    print(f'devices        {len(devices)} × {devices[0].device_kind}{together}')
+    print(
+        f'data           {config.dataset.name}: {len(source):,} images of {size}×{size} '
+        f'in {len(source.class_names)} classes'
+    )
+    if len(counts) <= 20:
+        histogram = ', '.join(
+            f'{name} {count}' for name, count in zip(source.class_names, counts, strict=True)
+        )
+    else:
+        histogram = f'{np.count_nonzero(counts)} classes, at most {counts.max()} of one'
+    print(f'               among the first {counts.sum():,}: {histogram}')
+    print(f'               values from {summary.minimum} to {summary.maximum}')
+    for name, variables, attention in (
+        ('generator', state.generator, config.model.generator_attention),
+        ('discriminator', state.discriminator, config.model.discriminator_attention),
+    ):
+        where = f'attention at {", ".join(map(str, attention))}' if attention else 'no attention'
+        print(f'{name:<14} {models.count_parameters(variables):,} parameters, {where}')
