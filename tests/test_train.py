@@ -20,7 +20,7 @@ from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.state import create_state
 from sagan_jax.system import distributed
-from sagan_jax.train import train
+from sagan_jax.train import is_due, periodic_actions, train
 from sagan_jax.train_step import create_train_step
 from tests import tiny
 
@@ -80,7 +80,7 @@ def finished(pictures, tmp_path_factory):
             original = getattr(ml_collections.ConfigDict, method)
             patch.setattr(ml_collections.ConfigDict, method, recording(original))
         patch.setattr(in_domain, 'STEPS', 10)
-        train(config, workdir)
+        train(config, workdir, profile=(2, 3))
         evaluate(config, workdir)
         config.evaluation.update({'features': 'inception', 'inception_weights': '/nowhere.pb'})
         with pytest.raises(UserError, match='nowhere'):
@@ -108,7 +108,7 @@ def test_what_a_run_leaves(finished):
     config, workdir, _ = finished
     assert {path.name for path in workdir.iterdir()} == {
         'config.json', 'metrics.jsonl', 'tensorboard', 'samples', 'checkpoints',
-        'evaluation', 'best', 'report.html',
+        'evaluation', 'best', 'report.html', 'profile',
     }  # fmt: skip
     record = json.loads((workdir / 'config.json').read_text())
     assert record['config'] == json.loads(config.to_json())
@@ -122,12 +122,32 @@ def test_what_a_run_leaves(finished):
             assert image.size == (10 * 66 + 2, 3 * 66 + 2)  # ten columns, a row a class
     assert list((workdir / 'tensorboard').glob('events*'))
 
+    (trace,) = (workdir / 'profile').rglob('*.xplane.pb')
+    assert b'train' in trace.read_bytes()  # the steps are annotated
+
     metrics = read_metrics(workdir)
     assert [line['step'] for line in metrics] == [1, 2, 3, 4, 5, 5]  # the last holds scores
     assert all(np.isfinite(list(line.values())).all() for line in metrics)
     # The newest are kept, and the last step is among them although 2 does not divide it.
     steps = {int(path.name) for path in (workdir / 'checkpoints').iterdir()}
     assert steps == {2, 4, 5}
+
+
+@pytest.mark.parametrize('steps', [1, 12, 13])
+def test_actions_are_due_at_their_intervals_and_at_the_last_step(steps):
+    config = ml_collections.ConfigDict({'num_train_steps': steps})
+    due = [step for step in range(1, steps + 1) if is_due(config, step, 4, 0, 6)]
+    assert due == sorted({n for n in (4, 6, 8, 12) if n <= steps} | {steps})
+    assert not any(is_due(config, step, 0) for step in range(1, steps + 1))
+
+
+def test_scores_come_before_the_checkpoint_and_the_report_last():
+    config = ml_collections.ConfigDict(
+        {'log_every': 1, 'sample_every': 1, 'checkpoint_every': 1, 'evaluate_every': 1}
+    )
+    names = [action.__name__ for _, action in periodic_actions(config)]
+    order = ['draw_samples', 'log_metrics', 'score_samples', 'save_checkpoint', 'write_report']
+    assert [name for name in names if name in order] == order
 
 
 def test_rows_of_the_real_pictures_follow_the_classes(finished):

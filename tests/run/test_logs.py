@@ -3,7 +3,8 @@
 import json
 import resource
 
-from sagan_jax.run.logs import RunLog
+from sagan_jax.run import logs
+from sagan_jax.run.logs import RunLog, Stopwatch
 
 
 def steps(workdir):
@@ -44,3 +45,18 @@ def test_a_full_disk_delays_lines_and_stops_nothing(tmp_path, capsys):
         assert 'metrics.jsonl cannot be written (File too large)' in capsys.readouterr().out
         log.scalars(30, {'loss': 0.5})
     assert steps(tmp_path) == list(range(1, 31))
+
+
+def test_the_stopwatch_leaves_out_pauses(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(logs.time, 'monotonic', lambda: now)
+    stopwatch = Stopwatch(step=3)
+    assert stopwatch.lap(3) is None
+    now += 4.0
+    with stopwatch.paused():
+        now += 60.0
+    now += 1.0
+    assert stopwatch.lap(13) == 10 / 5.0
+    now += 2.0
+    assert stopwatch.seconds() == 2.0
+    assert stopwatch.lap(14) == 0.5
