@@ -10,16 +10,33 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from launch import page
-from launch.page import Html, Part, Table
 from launch.sweep import paper, results, runs
 from launch.sweep.results import Column, Result
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
-from sagan_jax.viewing import charts
-from sagan_jax.viewing.page import figure
+from sagan_jax.viewing import charts, page, protocols
+from sagan_jax.viewing.charts import Chart
+from sagan_jax.viewing.page import Figure
+
+
+class Cited(NamedTuple):
+    """The text of a cell that is not of the sweep's own."""
+
+    cited: str
+
+
+Cell = str | Cited
+
+
+class Table(NamedTuple):
+    """Text in rows, named in the first column, with paragraphs below."""
+
+    heading: str
+    header: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,121 +64,103 @@ def write(workdir: Path) -> list[Path]:
       UserError: when the folder is no sweep's.
     """
     record, variants = results.read_sweep(workdir)
-    parts = report(record, variants)
-    title = parts[0].removeprefix('# ')
-    paths = [workdir / 'report.md', workdir / 'report.html']
-    for path, text in zip(paths, (page.markdown(parts), page.html(title, parts)), strict=True):
+    values = _values(record, variants)
+    paths = []
+    for template in ('sweep.md', 'sweep.html'):
+        path = (workdir / template).with_stem('report')
         with atomic_path(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(page.render(template, **values), encoding='utf-8')
+        paths.append(path)
     return paths
 
 
-def report(record: dict[str, Any], variants: dict[str, list[Result]]) -> list[Part]:
-    """The report as the parts of a page."""
+def _values(record: dict[str, Any], variants: dict[str, list[Result]]) -> dict[str, Any]:
+    """What the templates show."""
+    everything = [result for group in variants.values() for result in group]
+    seeds = sorted({result.run.seed for result in everything})
     columns = results.columns(variants)
     scored = [column for column in columns if any(column.of(group) for group in variants.values())]
+    return {
+        'title': f'Sweep of {record["config"]}',
+        'command': ' '.join(
+            (
+                f'python -m launch.sweep --config {record["config"]} --variants',
+                f'{",".join(variants)} --seeds {",".join(map(str, seeds))} --workdir WORKDIR',
+                *record['overrides'],
+            )
+        ),
+        'total': len(everything),
+        'unfinished': [runs.line(r.run, r.state) for r in everything if r.state.what != 'done'],
+        'scores': _score_tables(variants, scored),
+        'charts': _charts(variants, columns),
+        'sample_grids': _sample_grids(variants),
+        'runs': _runs(variants),
+        'protocols': protocols.in_words(
+            [column.title for column in scored], [column.protocol for column in scored]
+        ),
+    }
+
+
+def _score_tables(variants: dict[str, list[Result]], scored: Sequence[Column]) -> list[Table]:
     full = [column for column in scored if results.has_most_samples(column, scored)]
     main = [column for column in full if column.score in results.MAIN_SCORES]
+    further = [column for column in full if column not in main]
+    fewer = [column for column in scored if column not in full]
     tables = [
-        ('## Scores', main),
-        ('## Further scores', [column for column in full if column not in main]),
-        ('## Scores of fewer images', [column for column in scored if column not in full]),
+        _score_table('Scores', variants, main, _about_the_scores(variants), with_paper=True),
+        _score_table('Further scores', variants, further),
+        _score_table('Scores of fewer images', variants, fewer),
     ]
-    parts = [*_introduction(record, variants), *_unfinished(variants)]
-    for heading, some in tables:
-        if some:
-            parts += [heading, _scores(variants, some, with_paper=some is main)]
-        if some and some is main:
-            parts += _about_the_scores(variants)
-    return [
-        *parts,
-        *_curves(variants, columns),
-        *_samples(variants),
-        '## Runs',
-        _runs(variants),
-        'The time of a run is that of its steps, summed from the images a second in its '
-        'metrics.jsonl: with the sample grids and checkpoints in between, without compilation, '
-        'scoring and what a killed run had to do again.',
-        *_protocols(scored),
-    ]
+    return [table for table, some in zip(tables, (main, further, fewer), strict=True) if some]
 
 
-# ---- Sections. ---------------------------------------------------------------------------------
-
-
-def _introduction(record: dict[str, Any], variants: dict[str, list[Result]]) -> list[Part]:
-    seeds = sorted({result.run.seed for group in variants.values() for result in group})
-    command = ' '.join(
-        (
-            f'python -m launch.sweep --config {record["config"]} --variants {",".join(variants)}',
-            f'--seeds {",".join(map(str, seeds))} --workdir WORKDIR',
-            *record['overrides'],
-        )
-    )
-    return [f'# Sweep of {record["config"]}', f'`{command}`']
-
-
-def _unfinished(variants: dict[str, list[Result]]) -> list[Part]:
-    everything = [result for group in variants.values() for result in group]
-    lines = [
-        f'- {runs.line(result.run, result.state)}'
-        for result in everything
-        if result.state.what != 'done'
-    ]
-    if not lines:
-        return [f'All {len(everything)} runs are done.']
-    return [
-        f'{len(everything) - len(lines)} of {len(everything)} runs are done. The others, of which '
-        'those that are trained stand in the tables:',
-        '\n'.join(lines),
-    ]
-
-
-def _scores(
-    variants: dict[str, list[Result]], columns: Sequence[Column], with_paper: bool
+def _score_table(
+    heading: str,
+    variants: dict[str, list[Result]],
+    columns: Sequence[Column],
+    notes: Sequence[str] = (),
+    with_paper: bool = False,
 ) -> Table:
     """A row for each variant; what the paper reports of a score stands right of our last one."""
-    header, cells = ['variant', 'seeds'], {name: [name] for name in variants}
     trained = {name: sum(r.state.trained for r in group) for name, group in variants.items()}
-    for name, count in trained.items():
-        cells[name].append(str(count))
-    real = ['*real pictures*', '']
+    header: list[Cell] = ['variant', 'seeds']
+    rows: dict[str, list[Cell]] = {name: [name, str(count)] for name, count in trained.items()}
+    real: list[Cell] = [Cited('real pictures'), '']
     for index, column in enumerate(columns):
         header.append(f'{column.title} {"↓" if column.score in results.LOW_IS_GOOD else "↑"}')
-        real.append('' if column.real_value is None else f'*{column.real_value:.4g}*')
+        real.append('' if column.real_value is None else Cited(f'{column.real_value:.4g}'))
         for name, group in variants.items():
             values = column.of(group)
-            text = results.mean_and_deviation(values)
-            if 0 < len(values) < trained[name]:
-                text += f' ({len(values)} of them)'
-            cells[name].append(text)
-        follows = columns[index + 1].score if index + 1 < len(columns) else None
+            some = f' ({len(values)} of them)' if 0 < len(values) < trained[name] else ''
+            rows[name].append(results.mean_and_deviation(values) + some)
+        if not with_paper or column.score in (other.score for other in columns[index + 1 :]):
+            continue
         of_paper = {name: paper.SCORES.get(name, {}).get(column.score) for name in variants}
-        if with_paper and follows != column.score and any(of_paper.values()):
-            header.append(f'*paper {column.score.replace("_", " ")}*')
+        if any(of_paper.values()):
+            header.append(Cited(f'paper {column.score.replace("_", " ")}'))
             real.append('')
             for name, value in of_paper.items():
-                unbroken = (value or '').replace(' @', '\u00a0@')
-                cells[name].append(f'*{unbroken}*' if value else '')
-    rows = list(cells.values())
-    return Table(header, [*rows, real] if any(real[1:]) else rows)
+                rows[name].append(Cited(value.replace(' @', '\u00a0@')) if value else '')
+    found = [*rows.values(), real] if any(real[1:]) else list(rows.values())
+    return Table(heading, header, found, notes)
 
 
-def _about_the_scores(variants: dict[str, list[Result]]) -> list[Part]:
-    parts = [
+def _about_the_scores(variants: dict[str, list[Result]]) -> list[str]:
+    text = [
         'Mean ± sample standard deviation over the seeds, each run at its last step, which need '
         'not be its best. ↓: low is good, ↑: high is good. Each column is of one protocol, see '
         'below.'
     ]
     if paper.SCORES.keys() & variants.keys():
-        parts.append(paper.NOTE)
+        text.append(paper.NOTE)
         if variants.keys() & {'acgan', 'sngan_projection'} and 'feat64' not in variants:
-            parts.append(paper.SAGAN_NOTE)
-    return parts
+            text.append(paper.SAGAN_NOTE)
+    return text
 
 
-def _curves(variants: dict[str, list[Result]], columns: Sequence[Column]) -> list[Part]:
-    pictures = []
+def _charts(variants: dict[str, list[Result]], columns: Sequence[Column]) -> list[Chart]:
+    """The main scores over steps, as far as they were measured at several."""
+    found = []
     for column in columns:
         if column.score not in results.MAIN_SCORES:
             continue
@@ -171,19 +170,12 @@ def _curves(variants: dict[str, list[Result]], columns: Sequence[Column]) -> lis
         ]
         if any(len(run) > 1 for curve in drawn for run in curve.runs):
             low_is_good = column.score in results.LOW_IS_GOOD
-            pictures.append(charts.chart(column.title, drawn, logarithmic=low_is_good))
-    if not pictures:
-        return []
-    return [
-        Html('<h2>Scores over steps</h2>'),
-        Html(
-            '<p>Thick: the mean over the seeds, as far as all of them have come. Thin: each of '
-            f'them.</p>{charts.legend(drawn)}<div class="charts">{"".join(pictures)}</div>'
-        ),
-    ]
+            found.append(charts.chart(column.title, drawn, logarithmic=low_is_good))
+    return found
 
 
-def _samples(variants: dict[str, list[Result]]) -> list[Part]:
+def _sample_grids(variants: dict[str, list[Result]]) -> list[Figure]:
+    """The last grid of each variant, then one of real pictures."""
     figures, reals = [], []
     for name, group in variants.items():
         found = [
@@ -194,18 +186,9 @@ def _samples(variants: dict[str, list[Result]]) -> list[Part]:
         if found:
             path, result = max(found, key=lambda each: int(each[0].stem))
             caption = f'{name}, seed {result.run.seed}, step {int(path.stem):,}'
-            figures.append(figure(path, caption))
+            figures.append(page.figure(path, caption))
             reals.append(result.run.folder / 'samples' / 'reals.png')
-    if not figures:
-        return []
-    figures += [figure(path, 'real pictures') for path in reals[:1] if path.exists()]
-    return [
-        Html(
-            '<h2>Samples</h2><p>Of each variant the last sample grid of the seed that has come '
-            'furthest, of the first if several have.</p>'
-            f'<div class="pictures">{"".join(figures)}</div>'
-        )
-    ]
+    return figures + [page.figure(path, 'real pictures') for path in reals[:1] if path.exists()]
 
 
 def _runs(variants: dict[str, list[Result]]) -> Table:
@@ -226,7 +209,13 @@ def _runs(variants: dict[str, list[Result]]) -> Table:
                 ', '.join(sorted({_devices(result) for result in begun} - {''})),
             ]
         )
-    return Table(['variant', 'seeds', 'steps', 'time of a run', 'images/s', 'devices'], rows)
+    header = ['variant', 'seeds', 'steps', 'time of a run', 'images/s', 'devices']
+    note = (
+        'The time of a run is that of its steps, summed from the images a second in its '
+        'metrics.jsonl: with the sample grids and checkpoints in between, without compilation, '
+        'scoring and what a killed run had to do again.'
+    )
+    return Table('Runs', header, rows, [note])
 
 
 def _devices(result: Result) -> str:
@@ -236,28 +225,6 @@ def _devices(result: Result) -> str:
     except FileNotFoundError:
         return ''
     return (re.findall(r'^devices +(.+)$', text, re.MULTILINE) or [''])[-1]
-
-
-def _protocols(columns: Sequence[Column]) -> list[Part]:
-    """What all columns share, then what each has besides."""
-    if not columns:
-        return []
-
-    def words(items):
-        return ', '.join(f'{k} {v[:12] if k == "features_sha256" else v}' for k, v in items)
-
-    # The colour agreement is read off the pictures: it has no features and shares all the rest.
-    items = [c.protocol for c in columns if c.score != 'colour_agreement'] or [columns[0].protocol]
-    shared = [(k, v) for k, v in items[0].items() if all(item.get(k) == v for item in items)]
-    lines = []
-    for column in columns:
-        own = [(k, v) for k, v in column.protocol.items() if (k, v) not in shared and k != 'name']
-        lines.append(f'- {column.title}: {words(own)}')
-    return [
-        '## Protocols',
-        f'All columns, as far as they have it: {words(shared)}.',
-        '\n'.join(lines),
-    ]
 
 
 if __name__ == '__main__':

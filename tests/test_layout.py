@@ -44,8 +44,7 @@ LAUNCH = {
     'benchmark': '',
     'sweep': '',
     'local_cluster': '',
-    'page': '',
-    'report': 'sweep page',
+    'report': 'sweep',
     '__init__': '',
 }
 TABLES = {'sagan_jax': SAGAN_JAX, 'launch': LAUNCH}

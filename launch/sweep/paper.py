@@ -20,7 +20,7 @@ SCORES = {
 }
 
 NOTE = (
-    'The columns headed *paper* are the paper’s: ImageNet at 128×128, 1,000,000 steps of 256, the '
+    'The columns headed “paper” are the paper’s: ImageNet at 128×128, 1,000,000 steps of 256, the '
     'best score of the run, features of the 2015 Inception network (@: at that step). Data, size '
     'and, unless ours are of the same network, features differ, so what can be compared is the '
     'order of the rows.'

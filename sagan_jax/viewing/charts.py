@@ -1,25 +1,27 @@
-"""Curves over steps, as SVG; templates/page.js shows their values under the pointer."""
+"""Curves over steps, laid out for templates/macros.html to draw them as SVG.
+
+templates/page.js shows their values under the pointer.
+"""
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
 Points = list[tuple[float, float]]
 
-WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 40  # margins
 COLOURS = (
     *('#4477aa', '#ee6677', '#228833', '#b8860b', '#2ba8c9', '#aa3377', '#e07b00'),
     *('#7a7a7a', '#7755cc', '#11a38f'),
 )
 LOGARITHMIC_FROM = 10  # ratio of the largest to the smallest value
 
+_DASHES = ('', '6 4', '2 4')
+
 
 class Curve(NamedTuple):
     """The thin lines of single runs, and the thick one of their mean.
 
-    `style` is its colour's index, and beyond the colours dashed, see `stroke`.
+    `style` is the index of its colour; beyond the colours, the curve is dashed.
     """
 
     name: str
@@ -35,78 +37,92 @@ class Curve(NamedTuple):
         steps = sorted(set.intersection(*map(set, values)))
         return [(step, sum(run[step] for run in values) / len(values)) for step in steps]
 
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.style % len(COLOURS)]
 
-def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> str:
-    """An SVG of curves, of which at least one has a point.
+    @property
+    def dash(self) -> str:
+        """The lengths of dashes and gaps; '' for a solid line."""
+        return _DASHES[min(self.style // len(COLOURS), len(_DASHES) - 1)]
 
-    `logarithmic` makes it so where values span more than a decade.
+
+class Tick(NamedTuple):
+    """A number beside an axis, and its place along this in the units of the SVG."""
+
+    place: float
+    text: str
+
+
+class Drawn(NamedTuple):
+    """A curve with its lines as coordinates of an SVG.
+
+    Attributes:
+      pairs: step:value of the mean, for the pointer.
+      thin: the single runs; none if there is only one.
+      thick: the mean.
+    """
+
+    curve: Curve
+    pairs: str
+    thin: list[str]
+    thick: str
+
+
+class Chart(NamedTuple):
+    """Curves over steps.
+
+    Attributes:
+      values: ticks of the vertical axis.
+      steps: ticks of the horizontal axis.
+      logarithmic: whether the vertical axis is.
+    """
+
+    title: str
+    values: list[Tick]
+    steps: list[Tick]
+    curves: list[Drawn]
+    logarithmic: bool
+
+    # The same for all: the size of the SVG, and the edges of the field with the curves.
+    width, height = 480, 300
+    left, right, top, bottom = 52, 468, 30, 260
+
+
+def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> Chart:
+    """Lays out curves, at least one of which has a point.
+
+    `logarithmic` asks for a logarithmic scale where values span more than a decade.
     """
     points = [point for curve in curves for run in curve.runs for point in run]
     low, high = min(y for _, y in points), max(y for _, y in points)
     logarithmic = logarithmic and low > 0 and high / low > LOGARITHMIC_FROM
     last = max(x for x, _ in points) or 1
-    ticks = _decades(low, high) if logarithmic else _round_numbers(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    values = _decades(low, high) if logarithmic else _round_numbers(low, high)
+    low, high = min(low, values[0]), max(high, values[-1])
     bend = math.log if logarithmic else float
 
-    def across(x):
-        return LEFT + (WIDTH - LEFT - RIGHT) * x / last
+    def across(x: float) -> float:
+        return Chart.left + (Chart.right - Chart.left) * x / last
 
-    def up(y):
+    def up(y: float) -> float:
         share = (bend(y) - bend(low)) / ((bend(high) - bend(low)) or 1)
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+        return Chart.bottom - (Chart.bottom - Chart.top) * share
 
-    def polyline(run, style):
-        where = ' '.join(f'{across(x):.1f},{up(y):.1f}' for x, y in run)
-        return f'<polyline points="{where}" {style}/>'
+    def line(points: Points) -> str:
+        return ' '.join(f'{across(x):.1f},{up(y):.1f}' for x, y in points)
 
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} over steps">',
-        f'<text x="{LEFT}" y="18" class="title">{escape(title)}</text>',
-    ]
-    for y in ticks:
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(y):.1f}" y2="{up(y):.1f}"'
-            f'/><text x="{LEFT - 6}" y="{up(y) + 4:.1f}" text-anchor="end">{y:g}</text>'
-        )
-    for x in _round_numbers(0, last):
-        if x <= last:
-            anchor = 'end' if across(x) > WIDTH - 30 else 'middle'
-            parts.append(
-                f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">'
-                f'{_short(x)}</text>'
-            )
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">steps'
-        f'{", values on a logarithmic scale" if logarithmic else ""}</text>'
-    )
-    for curve in curves:
-        values = ' '.join(f'{x:g}:{y:.4g}' for x, y in curve.mean)
-        parts.append(f'<g data-values="{values}"><title>{escape(curve.name)}</title>')
-        if len(curve.runs) > 1:
-            parts += [polyline(run, stroke(curve.style, 1, 0.45)) for run in curve.runs]
-        parts += [polyline(curve.mean, stroke(curve.style, 2.5)), '</g>']
-    parts.append(f'<line class="pointer" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    return ''.join(parts) + '</svg>'
+    def draw(curve: Curve) -> Drawn:
+        pairs = ' '.join(f'{x:g}:{y:.4g}' for x, y in curve.mean)
+        thin = [line(run) for run in curve.runs] if len(curve.runs) > 1 else []
+        return Drawn(curve, pairs, thin, line(curve.mean))
 
-
-def legend(curves: Sequence[Curve]) -> str:
-    """The names of curves, each beside a piece of its line."""
-    return '<ul class="legend">{}</ul>'.format(
-        ''.join(
-            f'<li><svg viewBox="0 0 36 14"><path d="M0 7h36" {stroke(curve.style, 4)}/></svg>'
-            f'{escape(curve.name)}</li>'
-            for curve in curves
-        )
-    )
-
-
-def stroke(index: int, width: float, opacity: float = 1) -> str:
-    """How the curve of an index is drawn, as attributes; dashed once the colours are used up."""
-    dash = ('', ' stroke-dasharray="6 4"', ' stroke-dasharray="2 4"')[min(index // len(COLOURS), 2)]
-    return (
-        f'fill="none" stroke="{COLOURS[index % len(COLOURS)]}" stroke-width="{width}" '
-        f'stroke-opacity="{opacity}" stroke-linejoin="round"{dash}'
+    return Chart(
+        title,
+        values=[Tick(round(up(y), 1), f'{y:g}') for y in values],
+        steps=[Tick(round(across(x), 1), _short(x)) for x in _round_numbers(0, last) if x <= last],
+        curves=[draw(curve) for curve in curves],
+        logarithmic=logarithmic,
     )
 
 

@@ -1,59 +1,82 @@
-"""HTML pages that need no other file: their frame, with style and script, and pictures in them."""
+"""HTML pages that need no other file: their templates, and pictures as data URIs."""
 
 import base64
 import functools
 import hashlib
 import io
-from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 from PIL import Image
 
 PICTURE_WIDTH = 664  # a grid of ten pictures as 64×64
 
-_FILES = resources.files('sagan_jax.viewing') / 'templates'
+_TEMPLATES = resources.files('sagan_jax.viewing') / 'templates'
 
 
-def document(title: str, body: str, script: str = '', served: bool = False) -> str:
-    """A whole page, whose policy forbids browsers to load or run anything that is not in it.
+class Figure(NamedTuple):
+    """A picture with its caption; `source` is a data URI."""
 
-    Args:
-      title: as text.
-      body: as HTML.
-      script: a file of templates/ that runs after page.js.
-      served: whether the scripts may ask the server that the page came from.
+    caption: str
+    source: str
+
+
+# ---- Templates. --------------------------------------------------------------------------------
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a file of templates/, in which all values are escaped.
+
+    Raises:
+      jinja2.UndefinedError: when the template uses a value that is not given.
     """
-    style = _read('style.css')
-    code = '\n'.join(_read(name) for name in ('page.js', script) if name)
-    connect = "'self'" if served else "'none'"
-    policy = (
-        f"default-src 'none'; connect-src {connect}; img-src data:; "
-        f"style-src {_source(style)}; script-src {_source(code)}; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
-        f'<style>{style}</style>\n</head>\n'
-        f'<body>\n{body}\n<script>{code}</script>\n</body>\n</html>\n'
-    )
+    return engine().get_template(template).render(values)
 
 
-def figure(path: Path, caption: str) -> str:
+@functools.cache
+def engine() -> jinja2.Environment:
+    """The templates of all pages.
+
+    Beside Jinja's own functions they have `source(*names)`, the text of style sheets or scripts of
+    templates/, and the filters `sha256`, the hash of a text in a content security policy,
+    `thousands` and `short`, which format numbers.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('sagan_jax.viewing'),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )
+    environment.globals['source'] = _source
+    environment.filters |= {
+        'sha256': _sha256,
+        'thousands': '{:,}'.format,
+        'short': '{:g}'.format,
+    }
+    return environment
+
+
+@functools.cache
+def _source(*names: str) -> str:
+    return '\n'.join((_TEMPLATES / name).read_text(encoding='utf-8') for name in names)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+# ---- Pictures. ---------------------------------------------------------------------------------
+
+
+def figure(path: Path, caption: str) -> Figure:
     """A picture file with its caption, made smaller if it is large."""
-    return (
-        f'<figure><img alt="{escape(caption)}" src="{picture(path)}">'
-        f'<figcaption>{escape(caption)}</figcaption></figure>'
-    )
-
-
-def picture(path: Path) -> str:
-    """A picture file as a data URI, made smaller if it is large."""
-    return _picture(path, path.stat().st_mtime_ns)
+    return Figure(caption, _picture(path, path.stat().st_mtime_ns))
 
 
 def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
@@ -72,13 +95,3 @@ def _picture(path: Path, changed: int) -> str:
         height = round(image.height * PICTURE_WIDTH / image.width)
         image = image.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
     return data_uri(image)
-
-
-@functools.cache
-def _read(name: str) -> str:
-    return (_FILES / name).read_text(encoding='utf-8')
-
-
-def _source(text: str) -> str:
-    """What a policy allows by its hash."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

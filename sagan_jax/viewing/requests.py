@@ -16,6 +16,7 @@ from sagan_jax.trained.model import Model, create_loader, labels_of, randomness
 from sagan_jax.viewing import page
 
 MOST_IMAGES = 64
+GREATEST_SEED = 2**32 - 1
 
 _PART = 16  # images drawn in one go, after which another request may have its turn
 _MOST_WAITING = 256  # requests for the device
@@ -152,7 +153,7 @@ def _classes(asked: dict[str, str]) -> list[str]:
 
 def _randomness(asked: dict[str, str]) -> tuple[int, float | None]:
     """The seed, and the truncation if one is asked for; raises UserError."""
-    seed, text = _whole(asked, 'seed', 0, 0, 2**32 - 1), asked.get('truncation')
+    seed, text = _whole(asked, 'seed', 0, 0, GREATEST_SEED), asked.get('truncation')
     try:
         truncation = None if text is None else float(text)
     except ValueError as error:

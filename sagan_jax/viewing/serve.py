@@ -10,13 +10,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import ml_collections
 
 from sagan_jax.errors import UserError
 from sagan_jax.run import provenance
@@ -129,7 +126,15 @@ def create_answers(workdir: Path, local: bool) -> Callable[[str, str], Answer]:
     others a foreign page might have given its address. Raises UserError when there is no run.
     """
     config, class_names = provenance.read(workdir)
-    draw_page = _html(_draw_page(workdir, config, class_names))
+    draw_page = _html(
+        page.render(
+            'draw.html',
+            name=workdir.resolve().name,
+            class_names=() if config.model.conditioning == 'none' else class_names,
+            most_images=requests.MOST_IMAGES,
+            greatest_seed=requests.GREATEST_SEED,
+        )
+    )
     answers = {'/': _create_report(workdir), '/draw': lambda query: draw_page}
     for name, draw in requests.create_drawings(workdir).items():
         answers[f'/{name}'] = lambda query, draw=draw: _json(draw(query))
@@ -178,9 +183,6 @@ def _sentence(status: int, sentence: str) -> Answer:
     return Answer(status, 'text/plain; charset=utf-8', sentence.encode())
 
 
-# ---- Pages. ------------------------------------------------------------------------------------
-
-
 def _create_report(workdir: Path) -> Callable[[str], Answer]:
     """Builds an answer with the run's report, made anew where it is older than a few seconds."""
     one_at_a_time, made, when = threading.Lock(), None, 0.0
@@ -198,20 +200,3 @@ def _create_report(workdir: Path) -> Callable[[str], Answer]:
             return made
 
     return answer
-
-
-def _draw_page(workdir: Path, config: ml_collections.ConfigDict, names: Sequence[str]) -> str:
-    options = ''.join(f'<option>{escape(name)}</option>' for name in names)
-    classes = f'<label>Class <select name="class"><option value="">all in turn</option>{options}'
-    title = f'Samples of {workdir.resolve().name}'
-    body = (
-        f'<main><nav><a href=".">The run</a></nav><h1>{escape(title)}</h1><form>'
-        f'{"" if config.model.conditioning == "none" else f"{classes}</select></label>"}'
-        f'<label>Seed <input name="seed" type="number" min="0" max="{2**32 - 1}" value="0"></label>'
-        '<label>Truncation <input name="truncation" type="number" min="0" max="5" step="any" '
-        f'placeholder="none"></label><label>Images <input name="n" type="number" min="1" '
-        f'max="{requests.MOST_IMAGES}" value="16"></label>'
-        '<button>Draw</button></form><p role="status"></p><div class="drawn">'
-        '<div class="samples"></div><section class="maps" hidden></section></div></main>'
-    )
-    return page.document(title, body, 'draw.js', served=True)

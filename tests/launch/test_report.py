@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import page, report
+from launch import report
 from launch.sweep import paper, results, runs
 from launch.sweep.runs import Run
 from sagan_jax.viewing.page import PICTURE_WIDTH
+from tests.viewing.test_report import Page
 
 PROTOCOL = {
     'num_fake': 10_000,
@@ -346,13 +347,39 @@ def test_what_is_not_a_number_is_in_no_curve(workdir):
     assert 'nan' not in (workdir / 'report.html').read_text().partition('<body>')[2].lower()
 
 
-def test_markdown_becomes_html():
-    parts = ['# A *b* <c>', '- x `y_z`\n- w', page.Table(['n', 'a_b'], [['1', '*2*']])]
-    text = page.html('A & b', parts)
-    assert '<h1>A <em>b</em> &lt;c&gt;</h1>' in text
-    assert '<ul><li>x <code>y_z</code></li><li>w</li></ul>' in text
-    assert '<tr><th>n</th><th>a_<wbr>b</th></tr><tr><td>1</td><td><em>2</em></td></tr>' in text
-    assert '<title>A &amp; b</title>' in text
-    assert page.markdown([*parts, page.Html('<p>')]).endswith(
-        '| n | a_b |\n| --- | ---: |\n| 1 | *2* |\n'
-    )
+HOSTILE = '<img src=x onerror=alert(1)> & "q" \'a\' *b*'
+
+
+def test_what_is_named_is_no_html(tmp_path):
+    """Names of variants, scores, protocols, devices and the configuration stay text."""
+    run = Run(HOSTILE, 0, tmp_path)
+    write_run(run, 9)
+    rows = runs.evaluations(run)
+    for step in rows:
+        write_rows(run, step, [found | {HOSTILE: HOSTILE} for found in rows[step]])
+    (run.folder / runs.LOG).write_text(f'devices        {HOSTILE}\n')
+    sweep = {'config': HOSTILE, 'overrides': [HOSTILE], 'runs': [[HOSTILE, 0], [HOSTILE, 1]]}
+    (tmp_path / runs.RECORD).write_text(json.dumps(sweep))
+    report.write(tmp_path)
+    page = Page((tmp_path / 'report.html').read_text())
+    assert page.text.count(f'Sweep of {HOSTILE}') == 2
+    for part in (
+        f'--config {HOSTILE} --variants {HOSTILE} --seeds 0,1',
+        f'0 min 15 s213{HOSTILE}',
+        f'{HOSTILE} {HOSTILE}',
+        f'{HOSTILE}/seed1 waiting',
+    ):
+        assert part in page.text, part
+    captions = [image['alt'] for image in page.all('img')]
+    assert captions == [f'{HOSTILE}, seed 0, step 100']
+    assert [tag for tag, attributes in page.tags if 'onerror' in attributes] == []
+    assert len(page.all('script')) == 1
+
+
+def test_cells_that_are_not_ours_stand_in_italics(workdir):
+    report.write(workdir)
+    text = (workdir / 'report.html').read_text()
+    assert '<th><em>paper fid</em></th>' in text
+    assert '<td><em>22.96</em></td>' in text
+    assert '<td><em>real pictures</em></td>' in text
+    assert '<th>in_<wbr>domain_<wbr>is10k ↑</th>' in text

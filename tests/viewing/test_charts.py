@@ -4,7 +4,13 @@ import xml.etree.ElementTree
 
 import pytest
 
-from sagan_jax.viewing import charts
+from sagan_jax.viewing import charts, page
+
+
+def svg(title, curves, logarithmic=False):
+    macros = page.engine().get_template('macros.html').module
+    chart = macros.chart(charts.chart(title, curves, logarithmic))
+    return xml.etree.ElementTree.fromstring(chart.strip())
 
 
 def test_the_mean_of_curves_goes_as_far_as_all_of_them():
@@ -26,31 +32,37 @@ def test_the_mean_of_curves_goes_as_far_as_all_of_them():
 )
 def test_axes(values, logarithmic, labels):
     points = [(100.0 * (i + 1), value) for i, value in enumerate(values)]
-    svg = charts.chart('a < b', [charts.Curve('x', [points], 0)], logarithmic)
-    root = xml.etree.ElementTree.fromstring(svg)
+    root = svg('a < b', [charts.Curve('x', [points], 0)], logarithmic)
+    chart = charts.Chart
     shown = [text for text in root.findall('text') if text.get('text-anchor') == 'end']
     if labels:
-        assert [text.text for text in shown if text.get('x') == str(charts.LEFT - 6)] == labels
+        assert [text.text for text in shown if text.get('x') == str(chart.left - 6)] == labels
     (line,) = root.find('g').findall('polyline')
     for point in line.get('points').split():
         x, y = map(float, point.split(','))
-        assert charts.LEFT < x <= charts.WIDTH - charts.RIGHT
-        assert charts.TOP <= y <= charts.HEIGHT - charts.BOTTOM
+        assert chart.left < x <= chart.right
+        assert chart.top <= y <= chart.bottom
 
 
 def test_the_values_beside_the_lines():
     """What is shown under the pointer, and a chart of a single step."""
-    curve = charts.Curve('x', [[(0, 1.23456), (200, -3e-7)]], 0)
-    group = xml.etree.ElementTree.fromstring(charts.chart('a', [curve])).find('g')
+    group = svg('a', [charts.Curve('x', [[(0, 1.23456), (200, -3e-7)]], 0)]).find('g')
     assert group.get('data-values') == '0:1.235 200:-3e-07'
     assert len(group.find('polyline').get('points').split()) == 2
-    first = charts.chart('a', [charts.Curve('x', [[(0, 1.0)]], 0)])
-    assert xml.etree.ElementTree.fromstring(first).find('g').get('data-values') == '0:1'
+    first = svg('a', [charts.Curve('x', [[(0, 1.0)]], 0)])
+    assert first.find('g').get('data-values') == '0:1'
+
+
+def test_the_mean_is_drawn_above_the_runs_that_it_is_of():
+    curve = charts.Curve('x', [[(0, 1.0), (1, 2.0)], [(0, 3.0)], [(0, 5.0)]], 12)
+    *thin, thick = svg('a', [curve]).find('g').findall('polyline')
+    assert [len(line.get('points').split()) for line in thin] == [2, 1, 1]
+    assert all(float(line.get('stroke-opacity')) < 1 for line in thin)
+    assert float(thick.get('stroke-width')) > float(thin[0].get('stroke-width'))
+    assert thick.get('stroke') == charts.COLOURS[2]
+    assert thick.get('stroke-dasharray') == '6 4'
 
 
 def test_styles_differ():
-    assert len({charts.stroke(style, 2) for style in range(3 * len(charts.COLOURS))}) == 30
-
-
-def test_names_are_escaped():
-    assert '<script>' not in charts.legend([charts.Curve('<script>', [], 0)])
+    curves = [charts.Curve('', [], style) for style in range(3 * len(charts.COLOURS))]
+    assert len({(curve.colour, curve.dash) for curve in curves}) == 30

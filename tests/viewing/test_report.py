@@ -7,7 +7,9 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 
@@ -15,10 +17,11 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run import provenance
-from sagan_jax.viewing import charts, report
+from sagan_jax.viewing import charts, page, report
 from tests import tiny
 
 NAMES = ['<script>alert(1)</script>', 'cat & "dog"', 'class2']
+HOSTILE = "<i>x\"> & 'y' onload=alert(1)"
 ROW = {'step': 0, 'num_fake': 50, 'num_real': 36, 'split': 'train', 'seed': 0, 'versions': {}}
 
 
@@ -30,6 +33,7 @@ class Page(html.parser.HTMLParser):
         self.tags, self.text, self.open = [], '', []
         self.feed(text)
         self.close()
+        self.text = ' '.join(self.text.split())
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -90,7 +94,7 @@ def finished(tmp_path_factory):
 def test_sections(finished):
     page = read(finished)
     for heading in ('Samples', 'Classes', 'Scores', 'Curves', 'Attention maps'):
-        assert f'\n{heading}' in page.text or heading in page.text
+        assert heading in page.text
     for fact in (
         'folder: 1,234 pictures of 32×32 in 3 classes',
         'hinge loss',
@@ -126,13 +130,24 @@ def test_it_needs_nobody(finished):
     assert 'prefers-color-scheme: dark' in text
 
 
-def test_what_the_run_is_called_is_no_html(finished):
-    page = read(finished)
+def test_what_is_named_is_no_html(finished, tmp_path):
+    """Names of the run, its data, classes, metrics and scores, and the configuration stay text."""
+    workdir = tmp_path / HOSTILE
+    shutil.copytree(finished, workdir)
+    config = tiny.config(dataset__data_dir=HOSTILE, model__z_dim=8)
+    provenance.write(workdir, config, {'name': HOSTILE, 'class_names': NAMES})
+    with (workdir / 'metrics.jsonl').open('a') as file:
+        for step in (5010, 5015):
+            file.write('\n' + json.dumps({'step': step, HOSTILE: 1.0}))
+    page = read(workdir)
     assert len(page.all('script')) == 1
-    assert page.all('b') == []
-    for text in (*NAMES, '<b>other</b>'):
+    assert page.all('b') == page.all('i') == []
+    for text in (*NAMES, '<b>other</b>', f'trained on {HOSTILE}: pictures', json.dumps(HOSTILE)):
         assert text in page.text
+    assert page.text.count(HOSTILE) == 5  # of the run and the metric twice, of the data once
     assert f'{NAMES[0]}, samples' in [image['alt'] for image in page.all('img')]
+    assert f'{HOSTILE} over steps' in [svg.get('aria-label') for svg in page.all('svg')]
+    assert not any(name.startswith('on') for _, found in page.tags for name in found)
 
 
 def test_sliders_and_curves_of_a_long_run_are_thinned_out(finished):
@@ -159,20 +174,19 @@ def test_writing_a_long_run_takes_less_than_a_second(finished):
 
 def test_an_accent_for_each_network(finished):
     text = report.html(finished)
-    shown = dict(re.findall(r'<title>([^<]+)</title><polyline [^>]*stroke="([^"]+)"', text))
+    shown = dict(re.findall(r'<title>([^<]+)</title>\s*<polyline [^>]*stroke="([^"]+)"', text))
     blue, red = charts.COLOURS[:2]
     assert shown['generator'] == shown['fake'] == shown['generator 8'] == blue
     assert shown['discriminator'] == shown['real'] == shown['discriminator 16'] == red
-    assert re.search(r'<title>generator 16</title><polyline [^>]*stroke-dasharray', text)
+    assert re.search(r'<title>generator 16</title>\s*<polyline [^>]*stroke-dasharray', text)
 
 
 def test_scores_stand_with_their_protocols(finished):
     page = read(finished)
-    text = ' '.join(page.text.split())
     for part in ('fid50_train (1)', 'fid50_train (2)', '0.5 ± 0.12', '0.75'):
-        assert part in text
-    assert 'all that have it' in text
-    assert 'resize tf1' in text
+        assert part in page.text
+    assert 'all that have itstep 5000, num fake 50, num real 36, split train' in page.text
+    assert 'fid50_train (2)features <b>other</b>' in page.text
     titles = re.findall(r'class="title">([^<]+)<', report.html(finished))
     assert titles[:2] == ['fid50_train (1)', 'class_share50']  # the third was measured once
     assert 'fid50_train' not in titles  # nor stand scores among the metrics
@@ -225,6 +239,24 @@ def test_a_million_steps_come_after_fewer(tmp_path):
     alts = [image['alt'] for image in page.all('img') if image['alt'].startswith('step')]
     assert alts == ['step 0', 'step 250,000', 'step 1,000,000']
     assert 'fid50_train' + '1' + '1,000,000' in page.text  # the cells of name, value and step
+
+
+def test_a_template_shows_nothing_that_is_missing():
+    with pytest.raises(jinja2.UndefinedError):
+        page.render('run.html', served=False)
+
+
+def test_nothing_but_style_and_scripts_is_taken_for_html():
+    templates = Path(page.__file__).parent / 'templates'
+    trusted = {
+        path.name: re.findall(r'\{\{ (.*?)\|\s*safe\b|\{% (autoescape false)', path.read_text())
+        for path in templates.iterdir()
+    }
+    assert trusted.pop('document.html') == [('style ', ''), ('code ', '')]
+    assert trusted.pop('sweep.md') == [('', 'autoescape false')]
+    assert 'run.html' in trusted
+    assert not any(trusted.values())
+    assert 'Markup' not in Path(page.__file__).read_text()
 
 
 def test_a_served_report_follows_its_run(finished):

@@ -1,0 +1,39 @@
+"""How scores were measured, in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_HASH = 12  # characters of a SHA-256
+
+
+def in_words(
+    titles: Sequence[str], protocols: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """What the protocols share, then what each has besides.
+
+    Args:
+      titles: of the scores.
+      protocols: one for each title; what they call 'name' is left out.
+
+    Returns:
+      Pairs of a title and its words. The first is 'all that have it', if two protocols have a key
+      and all that have this agree about it.
+    """
+    keys = dict.fromkeys(key for protocol in protocols for key in protocol if key != 'name')
+    shared = {}
+    for key in keys:
+        values = [protocol[key] for protocol in protocols if key in protocol]
+        if len(values) > 1 and all(value == values[0] for value in values):
+            shared[key] = values[0]
+    found = [('all that have it', _words(shared))] if shared else []
+    for title, protocol in zip(titles, protocols, strict=True):
+        own = {key: protocol[key] for key in keys if key in protocol and key not in shared}
+        found.append((title, _words(own) or '–'))
+    return found
+
+
+def _words(items: Mapping[str, Any]) -> str:
+    shown = {
+        key: str(value)[: _HASH if key.endswith('sha256') else None] for key, value in items.items()
+    }
+    return ', '.join(f'{key.replace("_", " ")} {value}' for key, value in shown.items())
