@@ -1,13 +1,15 @@
-"""Drawings that a page asks for, in turn: samples, and what a pixel attends to."""
+"""The drawings of the page /draw: samples, and what a pixel attends to."""
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+import ml_collections
 import numpy as np
 
 from sagan_jax.errors import UserError
@@ -25,72 +27,88 @@ _LONGEST_VALUE = 200  # characters
 
 
 class Refused(Exception):
-    """A request that is not answered; the arguments are the status and a sentence."""
+    """A request that is refused; the arguments are the HTTP status and a sentence."""
+
+
+class _Run(NamedTuple):
+    """A run with its newest model; see `_create_device`."""
+
+    config: ml_collections.ConfigDict
+    class_names: Sequence[str]
+    device: Callable[[], AbstractContextManager[Model]]
 
 
 def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]:
     """Builds the functions of a query that answer 'samples' and 'attention', for any threads.
 
-    They raise UserError for what cannot be asked, at once, and `Refused` for what cannot be had.
-    So does this where there is no run.
+    Both raise UserError at once for a query that is not valid, and `Refused` when the device or a
+    checkpoint is not available.
+
+    Raises:
+      UserError: when there is no run.
     """
-    config, class_names = provenance.read(workdir)
-    size, device = config.dataset.image_size, _create_device(workdir)
-    conditional = config.model.conditioning != 'none'
-    shown = class_names if conditional else [''] * len(class_names)
+    run = _Run(*provenance.read(workdir), _create_device(workdir))
+    return {
+        'samples': functools.partial(_samples, run),
+        'attention': functools.partial(_attention, run),
+    }
 
-    def samples(query):
-        """Images 0 … n - 1 of a seed, see `Model.sample`, as data URIs, with their classes."""
-        asked = _asked(query, ('class', 'seed', 'truncation', 'n'))
-        n = _whole(asked, 'n', 16, 1, MOST_IMAGES)
-        labels = labels_of(config, class_names, _classes(asked), n)
-        seed, truncation = _randomness(asked)
-        model, images = None, []
-        for start in range(0, n, _PART):
-            # Always as many, so that there is one program.
-            numbers, some = np.arange(start, start + _PART), np.resize(labels[start:], _PART)
-            with device() as newest:
-                model = model or newest
-                for batch in model.stream(numbers, some, seed, truncation):
-                    images.extend(batch)
-        return {
-            'step': model.step,
-            'images': [
-                {'picture': page.data_uri(image, lossless=True), 'class': shown[label]}
-                for image, label in zip(images, labels, strict=False)  # the last part has more
-            ],
-        }
 
-    def attention(query):
-        """The maps of a pixel in one of the samples, see `Model.attention`, layer by layer."""
-        keys = ('class', 'seed', 'truncation', 'step', 'number', 'row', 'column')
-        asked = _asked(query, keys)
-        number = _whole(asked, 'number', 0, 0, MOST_IMAGES - 1)
-        row, column = (_whole(asked, key, 0, 0, size - 1) for key in ('row', 'column'))
-        step = _whole(asked, 'step', None, 0, 10**10 - 1)
-        label = labels_of(config, class_names, _classes(asked), number + 1)[number]
-        seed, truncation = _randomness(asked)
-        with device() as model:
-            if step not in (None, model.step):
-                raise Refused(409, f'The run has come to step {model.step:,}: draw again.')
-            place = (row + 0.5) / size, (column + 0.5) / size
-            maps = model.attention(number, label, place, seed, truncation)
-        return {
-            'step': model.step,
-            'maps': [
-                {'resolution': resolution, 'weights': weights.tolist()}
-                for resolution, weights in maps.items()
-            ],
-        }
+def _samples(run: _Run, query: str) -> dict[str, Any]:
+    """Images 0 … n - 1 of a seed, see `Model.sample`, as data URIs, with their classes."""
+    asked = _asked(query, ('class', 'seed', 'truncation', 'n'))
+    n = _whole(asked, 'n', 16, 1, MOST_IMAGES)
+    labels = labels_of(run.config, run.class_names, _classes(asked), n)
+    seed, truncation = _randomness(asked)
+    model, images = None, []
+    for start in range(0, n, _PART):
+        # Always `_PART` of them, so that there is one program.
+        indices, some = np.arange(start, start + _PART), np.resize(labels[start:], _PART)
+        with run.device() as newest:
+            model = model or newest
+            for batch in model.stream(indices, some, seed, truncation):
+                images.extend(batch)
+    conditional = run.config.model.conditioning != 'none'
+    return {
+        'step': model.step,
+        'images': [
+            {
+                'picture': page.data_uri(image, lossless=True),
+                'class': run.class_names[label] if conditional else '',
+            }
+            for image, label in zip(images, labels, strict=False)  # the last part has more
+        ],
+    }
 
-    return {'samples': samples, 'attention': attention}
+
+def _attention(run: _Run, query: str) -> dict[str, Any]:
+    """The maps of a pixel in one of the samples, see `Model.attention`, layer by layer."""
+    keys = ('class', 'seed', 'truncation', 'step', 'number', 'row', 'column')
+    asked, size = _asked(query, keys), run.config.dataset.image_size
+    number = _whole(asked, 'number', 0, 0, MOST_IMAGES - 1)
+    row, column = (_whole(asked, key, 0, 0, size - 1) for key in ('row', 'column'))
+    step = _whole(asked, 'step', None, 0, 10**10 - 1)
+    label = labels_of(run.config, run.class_names, _classes(asked), number + 1)[number]
+    seed, truncation = _randomness(asked)
+    with run.device() as model:
+        if step not in (None, model.step):
+            raise Refused(409, f'The run has come to step {model.step:,}: draw again.')
+        place = (row + 0.5) / size, (column + 0.5) / size
+        maps = model.attention(number, label, place, seed, truncation)
+    return {
+        'step': model.step,
+        'maps': [
+            {'resolution': resolution, 'weights': weights.tolist()}
+            for resolution, weights in maps.items()
+        ],
+    }
 
 
 def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]:
-    """Builds `with device() as model`, in which one thread at a time has the device.
+    """Builds `with device() as model`, which gives the device to one thread at a time.
 
-    The model is of the newest checkpoint. It is read when it is first asked for, and again once
-    there is another.
+    The model is that of the newest checkpoint, which is read at the first request and again once
+    there is a newer one.
     """
     load = create_loader(workdir)
     turn, places = threading.Lock(), threading.BoundedSemaphore(_MOST_WAITING)
@@ -106,7 +124,7 @@ def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]
             tried = step
             try:
                 model = load(step)
-            except UserError as error:  # removed in this moment, or damaged: the last one will do
+            except UserError as error:  # just removed, or damaged: keep the last one
                 if model is None:
                     raise Refused(503, str(error)) from error
         return model
@@ -141,7 +159,7 @@ def _asked(query: str, keys: Sequence[str]) -> dict[str, str]:
     for name, value in pairs:
         if name not in keys or names.count(name) > 1 or len(value) > _LONGEST_VALUE:
             raise UserError(
-                f'{name[:_LONGEST_VALUE]!r} cannot be asked so: give each of {", ".join(keys)} at '
+                f'{name[:_LONGEST_VALUE]!r} is not accepted: give each of {", ".join(keys)} at '
                 f'most once, in {_LONGEST_VALUE} characters.'
             )
     return {name: value for name, value in pairs if value}
@@ -158,7 +176,7 @@ def _randomness(asked: dict[str, str]) -> tuple[int, float | None]:
         truncation = None if text is None else float(text)
     except ValueError as error:
         raise UserError(
-            f'truncation={text!r} is no number: take one above 0 and up to 5, or none.'
+            f'truncation={text!r} is not a number: take one above 0 and up to 5, or none.'
         ) from error
     randomness(seed, truncation)
     return seed, truncation

@@ -23,7 +23,10 @@ from PIL import Image
 import sagan_jax
 from sagan_jax import models
 from sagan_jax.errors import UserError
-from sagan_jax.viewing import requests, serve
+from sagan_jax.run import provenance
+from sagan_jax.viewing import answers, requests, serve
+from tests import tiny
+from tests.viewing.test_report import Page
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +106,7 @@ def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(trained_workdir, workdir)
     shutil.move(workdir / 'checkpoints' / '7', tmp_path / 'later')
-    answer = serve.create_answers(workdir, local=True)
+    answer = answers.create_answers(workdir, local=True)
     waiting = answer('localhost', '/samples?n=1')
     assert (waiting.status, b'no checkpoint' in waiting.body) == (503, True)
     shutil.copytree(tmp_path / 'later', workdir / 'checkpoints' / '7')
@@ -133,13 +136,13 @@ def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
         ('n=10000', "n='10000' is not possible: take a whole number from 1 to 64."),
         ('n=0', "n='0'"),
         ('n=1e1', "n='1e1'"),
-        ('truncation=much', "truncation='much' is no number"),
+        ('truncation=much', "truncation='much' is not a number"),
         ('truncation=nan', 'nan is no threshold'),
         ('truncation=inf', 'inf is no threshold'),
         ('truncation=0', '0.0 is no threshold'),
-        ('sed=1', "'sed' cannot be asked so: give each of class, seed, truncation, n"),
-        ('seed=1&seed=2', "'seed' cannot be asked so"),
-        (f'class={"a" * 1000}', "'class' cannot be asked so"),
+        ('sed=1', "'sed' is not accepted: give each of class, seed, truncation, n"),
+        ('seed=1&seed=2', "'seed' is not accepted"),
+        (f'class={"a" * 1000}', "'class' is not accepted"),
         ('&'.join(f'n{i}=1' for i in range(30)), 'This query cannot be read'),
         ('class=%ff', 'This query cannot be read'),
     ],
@@ -173,13 +176,15 @@ def test_other_paths_methods_and_hosts(port):
 
 
 def test_a_server_for_others_has_any_name(trained_workdir):
-    assert serve.create_answers(trained_workdir, local=False)('evil.example', '/draw').status == 200
+    assert (
+        answers.create_answers(trained_workdir, local=False)('evil.example', '/draw').status == 200
+    )
 
 
 def test_mistakes_at_the_start(trained_workdir, tmp_path, port):
     with pytest.raises(UserError, match='There is no run in'):
         serve.create_server(tmp_path, '127.0.0.1', 0)
-    with pytest.raises(UserError, match=f'Port {port} of 127.0.0.1 cannot be had'):
+    with pytest.raises(UserError, match=f'Port {port} on 127.0.0.1 is unavailable'):
         serve.create_server(trained_workdir, '127.0.0.1', port)
     with pytest.raises(UserError, match='choose another --port or --host'):
         serve.create_server(trained_workdir, 'no such host', 0)
@@ -210,7 +215,7 @@ def test_pages_and_mistakes_wait_for_no_drawing(trained_workdir, monkeypatch):
         return load
 
     monkeypatch.setattr(requests, 'create_loader', create_loader)
-    answer = serve.create_answers(trained_workdir, local=True)
+    answer = answers.create_answers(trained_workdir, local=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         first = pool.submit(answer, 'localhost', '/samples')
         assert entered.wait(60)
@@ -246,6 +251,55 @@ def test_policies(port):
         assert b'://' not in body
     options = re.findall(r'<option[^>]*>([^<]*)', body.decode())
     assert options == ['all in turn', 'class0', 'class1', 'class2']
+
+
+def test_names_on_the_draw_page_are_no_html(trained_workdir, tmp_path):
+    workdir = tmp_path / '<b>run & "x"'
+    names = ['</option><script>alert(1)</script>', '" onload="alert(1)', "a & 'b'"]
+    provenance.write(workdir, tiny.config(), {'class_names': names})
+    answer = answers.create_answers(workdir, local=True)
+    found = Page(answer('localhost', '/draw').body.decode())
+    assert found.text.count(f'Samples of {workdir.name}') == 2
+    assert f'Class all in turn {" ".join(names)} Seed' in found.text
+    assert (len(found.all('script')), found.all('b')) == (1, [])
+    assert not any(name.startswith('on') for _, given in found.tags for name in given)
+    provenance.write(workdir, tiny.config(model__conditioning='none'), {'class_names': names})
+    answer = answers.create_answers(workdir, local=True)
+    assert Page(answer('localhost', '/draw').body.decode()).all('select') == []
+
+
+MADE = ('img', '.chosen')  # by draw.js
+
+
+def test_scripts_find_what_they_look_for(trained_workdir, tmp_path):
+    """Each of their selectors matches something of their page."""
+    workdir = tmp_path / 'run'
+    shutil.copytree(trained_workdir, workdir)
+    (workdir / 'samples').mkdir()
+    Image.new('RGB', (64, 96)).save(workdir / 'samples' / '000000.png')
+    lines = [json.dumps({'step': step, 'generator_loss': 1.0}) for step in (1, 2)]
+    (workdir / 'metrics.jsonl').write_text('\n'.join(lines))
+    answer = answers.create_answers(workdir, local=True)
+    templates = Path(answers.__file__).parent / 'templates'
+    for path, scripts, made in (('/', ('page.js', 'live.js'), ()), ('/draw', ('draw.js',), MADE)):
+        tags = Page(answer('localhost', path).body.decode()).tags
+        code = ''.join((templates / name).read_text() for name in scripts)
+        looked = re.findall(r"(?:querySelector(?:All)?|closest\??\.?|matches)\('([^']+)'\)", code)
+        assert len(looked) >= 4
+        for selector in looked:
+            assert selector in made or any(matches(selector, *tag) for tag in tags), selector
+
+
+def matches(selector, tag, attributes):
+    """Whether a tag is what a selector such as 'a', '.b', 'c[d=e]' or 'f:last-of-type' says."""
+    name, kind, key, value = re.fullmatch(
+        r'(\w*)(?:\.(\w+))?(?:\[(\w+)="?(\w+)"?\])?(?::last-of-type)?', selector
+    ).groups()
+    return (
+        name in ('', tag)
+        and (kind is None or kind in attributes.get('class', '').split())
+        and (key is None or attributes.get(key) == value)
+    )
 
 
 def test_the_command_line_and_its_end(trained_workdir):
