@@ -2,7 +2,7 @@
 
 Writes WORKDIR/report.md and WORKDIR/report.html: for each variant the mean ± standard deviation of
 each score over the seeds, with what the paper reports; curves of the scores over steps; samples. A
-sweep that still goes on may be looked at as well.
+sweep may still be running.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from sagan_jax.viewing.page import Figure
 
 
 class Cited(NamedTuple):
-    """The text of a cell that is not of the sweep's own."""
+    """The text of a cell that is not a result of the sweep."""
 
     cited: str
 
@@ -40,7 +40,7 @@ class Table(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status, 2 after a mistake of the user's."""
+    """Runs the command line; returns the exit status, 2 after a `UserError`."""
     parser = argparse.ArgumentParser(
         prog='python -m launch.report',
         description=__doc__,
@@ -61,7 +61,7 @@ def write(workdir: Path) -> list[Path]:
     """Writes the report of a sweep; returns its files.
 
     Raises:
-      UserError: when the folder is no sweep's.
+      UserError: when the folder does not hold a sweep.
     """
     record, variants = results.read_sweep(workdir)
     values = _values(record, variants)
@@ -121,17 +121,17 @@ def _score_table(
     notes: Sequence[str] = (),
     with_paper: bool = False,
 ) -> Table:
-    """A row for each variant; what the paper reports of a score stands right of our last one."""
+    """One variant per row; what the paper reports of a score follows our last column of it."""
     trained = {name: sum(r.state.trained for r in group) for name, group in variants.items()}
     header: list[Cell] = ['variant', 'seeds']
     rows: dict[str, list[Cell]] = {name: [name, str(count)] for name, count in trained.items()}
-    real: list[Cell] = [Cited('real pictures'), '']
+    real: list[Cell] = [Cited('real images'), '']
     for index, column in enumerate(columns):
         header.append(f'{column.title} {"↓" if column.score in results.LOW_IS_GOOD else "↑"}')
         real.append('' if column.real_value is None else Cited(f'{column.real_value:.4g}'))
         for name, group in variants.items():
             values = column.of(group)
-            some = f' ({len(values)} of them)' if 0 < len(values) < trained[name] else ''
+            some = f' ({len(values)} of {trained[name]})' if 0 < len(values) < trained[name] else ''
             rows[name].append(results.mean_and_deviation(values) + some)
         if not with_paper or column.score in (other.score for other in columns[index + 1 :]):
             continue
@@ -147,9 +147,9 @@ def _score_table(
 
 def _about_the_scores(variants: dict[str, list[Result]]) -> list[str]:
     text = [
-        'Mean ± sample standard deviation over the seeds, each run at its last step, which need '
-        'not be its best. ↓: low is good, ↑: high is good. Each column is of one protocol, see '
-        'below.'
+        'Mean ± sample standard deviation over the seeds, each run at its last step, which is '
+        'not necessarily its best. ↓: lower is better, ↑: higher is better. Each column has one '
+        'protocol, listed below.'
     ]
     if paper.SCORES.keys() & variants.keys():
         text.append(paper.NOTE)
@@ -159,7 +159,7 @@ def _about_the_scores(variants: dict[str, list[Result]]) -> list[str]:
 
 
 def _charts(variants: dict[str, list[Result]], columns: Sequence[Column]) -> list[Chart]:
-    """The main scores over steps, as far as they were measured at several."""
+    """Charts of the main scores that were measured at several steps."""
     found = []
     for column in columns:
         if column.score not in results.MAIN_SCORES:
@@ -175,7 +175,7 @@ def _charts(variants: dict[str, list[Result]], columns: Sequence[Column]) -> lis
 
 
 def _sample_grids(variants: dict[str, list[Result]]) -> list[Figure]:
-    """The last grid of each variant, then one of real pictures."""
+    """The last grid of each variant, then one of real images."""
     figures, reals = [], []
     for name, group in variants.items():
         found = [
@@ -188,7 +188,7 @@ def _sample_grids(variants: dict[str, list[Result]]) -> list[Figure]:
             caption = f'{name}, seed {result.run.seed}, step {int(path.stem):,}'
             figures.append(page.figure(path, caption))
             reals.append(result.run.folder / 'samples' / 'reals.png')
-    return figures + [page.figure(path, 'real pictures') for path in reals[:1] if path.exists()]
+    return figures + [page.figure(path, 'real images') for path in reals[:1] if path.exists()]
 
 
 def _runs(variants: dict[str, list[Result]]) -> Table:
@@ -211,9 +211,9 @@ def _runs(variants: dict[str, list[Result]]) -> Table:
         )
     header = ['variant', 'seeds', 'steps', 'time of a run', 'images/s', 'devices']
     note = (
-        'The time of a run is that of its steps, summed from the images a second in its '
-        'metrics.jsonl: with the sample grids and checkpoints in between, without compilation, '
-        'scoring and what a killed run had to do again.'
+        'The time of a run is the time of its steps, summed from the images per second in its '
+        'metrics.jsonl. It includes sample grids and checkpoints; it excludes compilation, scoring '
+        'and steps that a killed run repeated.'
     )
     return Table('Runs', header, rows, [note])
 

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: their templates, and pictures as data URIs."""
+"""HTML pages that need no other file: their templates, and images as data URIs."""
 
 import base64
 import functools
@@ -12,13 +12,13 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-PICTURE_WIDTH = 664  # a grid of ten pictures as 64×64
+IMAGE_WIDTH = 664  # a grid of ten images as 64×64
 
 _TEMPLATES = resources.files('sagan_jax.viewing') / 'templates'
 
 
 class Figure(NamedTuple):
-    """A picture with its caption; `source` is a data URI."""
+    """An image with its caption; `source` is a data URI."""
 
     caption: str
     source: str
@@ -71,27 +71,27 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-# ---- Pictures. ---------------------------------------------------------------------------------
+# ---- Images. -----------------------------------------------------------------------------------
 
 
 def figure(path: Path, caption: str) -> Figure:
-    """A picture file with its caption, made smaller if it is large."""
-    return Figure(caption, _picture(path, path.stat().st_mtime_ns))
+    """An image file with its caption, made smaller if it is large."""
+    return Figure(caption, _small(path, path.stat().st_mtime_ns))
 
 
 def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
-    """A picture, RGB or uint8 [H, W, 3], as a data URI; lossy WebP is a quarter of PNG."""
+    """An image, RGB or uint8 [H, W, 3], as a data URI; lossy WebP is a quarter of PNG."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     file = io.BytesIO()
     image.save(file, format='WEBP', quality=85, method=2, lossless=lossless)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
-@functools.lru_cache(64)  # a run writes its page again and again, with few new pictures
-def _picture(path: Path, changed: int) -> str:
+@functools.lru_cache(64)  # a run rewrites its page often, with few new images
+def _small(path: Path, changed: int) -> str:
     with Image.open(path) as image:
         image = image.convert('RGB')
-    if image.width > PICTURE_WIDTH:
-        height = round(image.height * PICTURE_WIDTH / image.width)
-        image = image.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
+    if image.width > IMAGE_WIDTH:
+        height = round(image.height * IMAGE_WIDTH / image.width)
+        image = image.resize((IMAGE_WIDTH, height), Image.Resampling.LANCZOS)
     return data_uri(image)

@@ -1,4 +1,4 @@
-"""How scores were measured, in words."""
+"""The protocols of scores, in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +16,8 @@ def in_words(
       protocols: one for each title; what they call 'name' is left out.
 
     Returns:
-      Pairs of a title and its words. The first is 'all that have it', if two protocols have a key
-      and all that have this agree about it.
+      Pairs of a title and its words. The first is 'in common': the keys that several protocols
+      have, with one value in all of them. It is missing when there are no such keys.
     """
     keys = dict.fromkeys(key for protocol in protocols for key in protocol if key != 'name')
     shared = {}
@@ -25,7 +25,7 @@ def in_words(
         values = [protocol[key] for protocol in protocols if key in protocol]
         if len(values) > 1 and all(value == values[0] for value in values):
             shared[key] = values[0]
-    found = [('all that have it', _words(shared))] if shared else []
+    found = [('in common', _words(shared))] if shared else []
     for title, protocol in zip(titles, protocols, strict=True):
         own = {key: protocol[key] for key in keys if key in protocol and key not in shared}
         found.append((title, _words(own) or '–'))

@@ -1,4 +1,4 @@
-"""A run to look at: `report.html`, one file that needs no other."""
+"""The report of a run: `report.html`, one file that needs no other."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from sagan_jax.viewing.charts import Chart, Curve, Points
 from sagan_jax.viewing.page import Figure
 
 _MOST_POINTS = 300  # of a curve
-_MOST_PICTURES = 24  # of a slider
+_MOST_GRIDS = 24  # of a slider
 
 # Metrics in the order of their charts; any others follow under their own names.
 _TITLES = {
@@ -31,29 +31,29 @@ _TITLES = {
     'sigma': 'largest σ before normalisation',
     'grad_norm': 'gradient norms',
     'sample_diversity': "diversity of a class's samples",
-    'images_per_second': 'images a second',
+    'images_per_second': 'images per second',
 }
 _NETWORKS = ('generator', 'discriminator')
 
 
 def write(workdir: Path) -> None:
-    """Writes `report.html` of what lies in a run's folder; raises what `html` does."""
+    """Writes `report.html` into a run's folder; raises what `html` does."""
     with atomic_path(workdir / 'report.html') as temporary:
         temporary.write_text(html(workdir), encoding='utf-8')
 
 
 def html(workdir: Path, served: bool = False) -> str:
-    """The report of a run, made of what lies in its folder alone.
+    """The report of a run. Reads only the run's folder; the training data are not needed.
 
-    Of long runs it holds some hundred points of each curve and two dozen of the sample grids.
+    A long run is thinned out to 300 points of each curve and 24 sample grids.
 
     Args:
-      workdir: the run's folder, in which everything but config.json may be missing still.
-      served: whether it comes from a server, which it asks for news; otherwise it needs nobody.
+      workdir: the run's folder. Everything in it except config.json may be missing.
+      served: whether the page comes from a server, which it then asks for news.
 
     Raises:
-      UserError: where there is no run.
-      OSError: where a picture cannot be read.
+      UserError: when there is no run.
+      OSError: when an image cannot be read.
     """
     record = provenance.read_record(workdir)
     metrics, scores = _metrics(workdir), _scores(workdir)
@@ -71,22 +71,22 @@ def html(workdir: Path, served: bool = False) -> str:
         step=metrics[-1]['step'] if metrics else 0,
         logged=_last_change(workdir / 'metrics.jsonl'),
         samples=_evolution(grids),
-        reals=_figures(workdir / 'samples', {'reals.png': 'real pictures'}),
+        reals=_figures(workdir / 'samples', {'reals.png': 'real images'}),
         class_names=classes,
-        class_pictures=_class_pictures(workdir, grids, classes),
+        class_rows=_class_rows(workdir, grids, classes),
         scores=[_score_cells(title, row) for title, row in zip(titles, latest, strict=True)],
         score_charts=_score_charts(titles, scores),
         protocols=protocols.in_words(titles, [evaluate.protocol(row) for row in latest]),
         curves=_curves(metrics, {row['name'] for row in latest}),
         attention_maps=_figures(
             workdir / 'figures',
-            {f'attention_{network}.png': f'of the {network}' for network in _NETWORKS},
+            {f'attention_{network}.png': network for network in _NETWORKS},
         ),
         settings=_settings(record['config']),
     )
 
 
-# ---- What lies in the folder. ------------------------------------------------------------------
+# ---- What the folder holds. --------------------------------------------------------------------
 
 
 def _metrics(workdir: Path) -> list[dict[str, float]]:
@@ -134,24 +134,24 @@ def _last_change(path: Path) -> str:
 
 
 def _figures(folder: Path, captions: Mapping[str, str]) -> list[Figure]:
-    """The pictures that are there; `captions` by the names of files."""
+    """The images that exist; `captions` maps names of files to captions."""
     found = {folder / name: caption for name, caption in captions.items()}
     return [page.figure(path, caption) for path, caption in found.items() if path.exists()]
 
 
 def _evolution(grids: Mapping[int, Path]) -> list[Figure]:
-    steps = _evenly(list(grids), _MOST_PICTURES)
+    steps = _evenly(list(grids), _MOST_GRIDS)
     return [page.figure(grids[step], f'step {step:,}') for step in steps]
 
 
-def _class_pictures(
+def _class_rows(
     workdir: Path, grids: Mapping[int, Path], classes: Sequence[str]
 ) -> list[tuple[str, list[Figure]]]:
-    """For each class a row of samples and a row of its real pictures."""
+    """For each class its name, its row of the last sample grid and its row of real images."""
     if not classes or not grids:
         return []
     found = [(name, []) for name in classes]
-    sources = {'samples': grids[max(grids)], 'real pictures': workdir / 'samples' / 'reals.png'}
+    sources = {'samples': grids[max(grids)], 'real images': workdir / 'samples' / 'reals.png'}
     for kind, path in sources.items():
         if not path.exists():
             continue
@@ -165,7 +165,7 @@ def _class_pictures(
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind those that come several times."""
+    """The names, with a number after each that occurs several times."""
     return [
         name if names.count(name) == 1 else f'{name} ({names[: index + 1].count(name)})'
         for index, name in enumerate(names)
@@ -185,7 +185,7 @@ def _score_cells(title: str, row: Row) -> tuple[str, ...]:
 
 
 def _score_charts(titles: Sequence[str], scores: Sequence[Sequence[Row]]) -> list[Chart]:
-    """Charts of the scores that were measured several times."""
+    """A chart of each score that was measured at several steps."""
     found = []
     for title, series in zip(titles, scores, strict=True):
         if len(series) > 1:
@@ -195,7 +195,7 @@ def _score_charts(titles: Sequence[str], scores: Sequence[Sequence[Row]]) -> lis
 
 
 def _curves(metrics: Iterable[Mapping[str, float]], scores: set[str]) -> list[Chart]:
-    """Charts of the metrics, one for each kind."""
+    """A chart of each kind of metric."""
     groups: dict[str, dict[tuple[str, str], Points]] = {kind: {} for kind in _TITLES}
     for line in metrics:
         for name in (name for name in line if name != 'step' and name not in scores):
@@ -211,7 +211,7 @@ def _curves(metrics: Iterable[Mapping[str, float]], scores: set[str]) -> list[Ch
 
 
 def _coloured(kind: str, group: Mapping[tuple[str, str], Points]) -> list[Curve]:
-    """The curves of a kind, by owner and resolution: a colour for each owner, dashed by turns."""
+    """The curves of one kind: each network has a colour, its further curves are dashed."""
     curves: list[Curve] = []
     for owner, where in sorted(group, key=lambda key: (_accent(key[0]), int(key[1] or 0))):
         accent = _accent(owner)
@@ -223,13 +223,13 @@ def _coloured(kind: str, group: Mapping[tuple[str, str], Points]) -> list[Curve]
 
 
 def _parse(name: str) -> tuple[str, str, str]:
-    """Whose metric it is, what it is and at which resolution, as far as its name says."""
+    """The owner, kind and resolution in a metric's name; '' for those that it lacks."""
     found = re.fullmatch(r'(generator|discriminator|real|fake)_(\D+)(\d*)', name)
     return found.groups() if found else ('', name, '')
 
 
 def _accent(owner: str) -> int:
-    """The index of a network's colour; of logits, those on fakes have the generator's."""
+    """The index of an owner's colour; logits on fakes have the generator's."""
     return int(owner in ('discriminator', 'real'))
 
 
@@ -243,6 +243,6 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _evenly(items: Sequence, most: int) -> list:
-    """At most so many of the items, evenly spread, the first and the last among them."""
+    """At most `most` of the items, evenly spaced, including the first and the last."""
     chosen = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
     return [items[index] for index in chosen]

@@ -73,7 +73,7 @@ def _samples(run: _Run, query: str) -> dict[str, Any]:
         'step': model.step,
         'images': [
             {
-                'picture': page.data_uri(image, lossless=True),
+                'source': page.data_uri(image, lossless=True),
                 'class': run.class_names[label] if conditional else '',
             }
             for image, label in zip(images, labels, strict=False)  # the last part has more

@@ -14,7 +14,7 @@ from PIL import Image
 from launch import report
 from launch.sweep import paper, results, runs
 from launch.sweep.runs import Run
-from sagan_jax.viewing.page import PICTURE_WIDTH
+from sagan_jax.viewing.page import IMAGE_WIDTH
 from tests.viewing.test_report import Page
 
 PROTOCOL = {
@@ -119,7 +119,7 @@ def test_mean_and_deviation_over_the_seeds(workdir):
         mean, deviation = np.mean(values), np.std(values, ddof=1)
         assert scores[variant]['in_domain_fid10k_train ↓'] == f'{mean:.1f} ± {deviation:.1f}'
         assert scores[variant]['seeds'] == '3'
-    assert scores['*real pictures*']['in_domain_is10k ↑'] == '*9.5*'
+    assert scores['*real images*']['in_domain_is10k ↑'] == '*9.5*'
 
 
 def test_the_paper_stands_beside_ours_as_the_papers(workdir):
@@ -173,7 +173,7 @@ def test_protocols_are_never_put_into_one_column(workdir, key, value):
     values = sorted(sorted(c.of(variants['feat16'])) for c in columns)
     assert values == [[17.0], [18.0, 21.0]]
     text = json.dumps(tables(workdir), ensure_ascii=False)
-    assert text.count('(1 of them)') == text.count('(2 of them)') == 1
+    assert text.count('(1 of 3)') == text.count('(2 of 3)') == 1
     text = (workdir / 'report.md').read_text()
     assert str(value)[:12] in text
     assert text.count('*paper fid*') == 1
@@ -314,12 +314,12 @@ def test_the_last_samples_of_one_seed_of_each_variant(workdir):
     assert [caption for caption, _ in pictures] == [
         'no_attention, seed 0, step 100',
         'feat16, seed 0, step 100',
-        'real pictures',
+        'real images',
     ]
     images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for _, data in pictures]
     colours = [image[9, 9] for image in images]
     np.testing.assert_allclose(colours, [[31, 62, 100], [18, 36, 100], [18, 36, 25]], atol=4)
-    assert all(image.shape == (332, PICTURE_WIDTH, 3) for image in images)
+    assert all(image.shape == (332, IMAGE_WIDTH, 3) for image in images)
 
 
 def test_curves_of_every_variant(workdir):
@@ -381,5 +381,5 @@ def test_cells_that_are_not_ours_stand_in_italics(workdir):
     text = (workdir / 'report.html').read_text()
     assert '<th><em>paper fid</em></th>' in text
     assert '<td><em>22.96</em></td>' in text
-    assert '<td><em>real pictures</em></td>' in text
+    assert '<td><em>real images</em></td>' in text
     assert '<th>in_<wbr>domain_<wbr>is10k ↑</th>' in text

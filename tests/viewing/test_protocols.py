@@ -8,7 +8,7 @@ def test_what_protocols_share_is_said_once():
     kid = {'name': 'kid50', 'num_fake': 50, 'features': 'other', 'split': 'train', 'subsets': 9}
     share = {'name': 'share50', 'num_fake': 50}
     assert protocols.in_words(['fid', 'kid', 'share'], [fid, kid, share]) == [
-        ('all that have it', 'num fake 50, split train'),
+        ('in common', 'num fake 50, split train'),
         ('fid', 'features inception'),
         ('kid', 'features other, subsets 9'),
         ('share', '–'),

@@ -1,4 +1,4 @@
-"""The report of a run: whole in one file, safe to open, and there whatever is missing."""
+"""The report of a run: one file, safe to open, whatever the run lacks."""
 
 import base64
 import hashlib
@@ -96,7 +96,7 @@ def test_sections(finished):
     for heading in ('Samples', 'Classes', 'Scores', 'Curves', 'Attention maps'):
         assert heading in page.text
     for fact in (
-        'folder: 1,234 pictures of 32×32 in 3 classes',
+        'folder: 1,234 images of 32×32 in 3 classes',
         'hinge loss',
         'Step 5,000 of 6,000',
     ):
@@ -104,7 +104,7 @@ def test_sections(finished):
     assert 'evaluation.batch_size' in page.text  # of the whole configuration
 
 
-def test_it_needs_nobody(finished):
+def test_it_needs_no_other_file(finished):
     report.write(finished)
     text = (finished / 'report.html').read_text()
     page = Page(text)
@@ -142,7 +142,7 @@ def test_what_is_named_is_no_html(finished, tmp_path):
     page = read(workdir)
     assert len(page.all('script')) == 1
     assert page.all('b') == page.all('i') == []
-    for text in (*NAMES, '<b>other</b>', f'trained on {HOSTILE}: pictures', json.dumps(HOSTILE)):
+    for text in (*NAMES, '<b>other</b>', f'trained on {HOSTILE}: images', json.dumps(HOSTILE)):
         assert text in page.text
     assert page.text.count(HOSTILE) == 5  # of the run and the metric twice, of the data once
     assert f'{NAMES[0]}, samples' in [image['alt'] for image in page.all('img')]
@@ -185,7 +185,7 @@ def test_scores_stand_with_their_protocols(finished):
     page = read(finished)
     for part in ('fid50_train (1)', 'fid50_train (2)', '0.5 ± 0.12', '0.75'):
         assert part in page.text
-    assert 'all that have itstep 5000, num fake 50, num real 36, split train' in page.text
+    assert 'in commonstep 5000, num fake 50, num real 36, split train' in page.text
     assert 'fid50_train (2)features <b>other</b>' in page.text
     titles = re.findall(r'class="title">([^<]+)<', report.html(finished))
     assert titles[:2] == ['fid50_train (1)', 'class_share50']  # the third was measured once
@@ -195,7 +195,7 @@ def test_scores_stand_with_their_protocols(finished):
 def test_rows_of_classes(finished):
     alts = [image['alt'] for image in read(finished).all('img')]
     assert [alt for alt in alts if alt.startswith('class2')] == [
-        'class2, samples', 'class2, real pictures',
+        'class2, samples', 'class2, real images',
     ]  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def test_attention_maps(finished, tmp_path):
     save_png(workdir / 'figures' / 'attention_generator.png', picture(0)[0])
     page = read(workdir)
     assert '--mode figures' not in page.text
-    assert 'of the generator' in [image['alt'] for image in page.all('img')]
+    assert 'generator' in [image['alt'] for image in page.all('img')]
     provenance.write(workdir, tiny.config(model__attention_block='residual'), {})
     assert 'have no attention' in read(workdir).text
 
@@ -219,7 +219,7 @@ def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
     assert list(tmp_path.iterdir()) == []
     provenance.write(tmp_path, config, {})
     page = read(tmp_path)
-    for part in ('Step 0 of 4', 'None are drawn yet', 'None are measured yet', 'Too little is'):
+    for part in ('Step 0 of 4', 'No samples yet', 'No scores yet', 'Too few steps'):
         assert part in page.text
     grid = image_grid(picture(0)[: 10 if conditioning == 'none' else 30], 10)
     save_png(tmp_path / 'samples' / '000000.png', grid)

@@ -1,4 +1,4 @@
-"""A run in the browser: everyone is answered, mistakes in a sentence, strangers not at all."""
+"""A run in the browser: answers, errors in one sentence, hosts that are refused, many at once."""
 
 import base64
 import concurrent.futures
@@ -77,7 +77,7 @@ def test_samples_are_the_models_own(port, model):
         found = ask(port, '/samples', **asked, truncation=0.7, n=18)
         assert found['step'] == 7
         assert [image['class'] for image in found['images']] == classes
-        images = np.stack([pixels(image['picture']) for image in found['images']])
+        images = np.stack([pixels(image['source']) for image in found['images']])
         expected = model.sample(classes, 18, seed, truncation=0.7)
         assert np.abs(images.astype(int) - expected).max() <= 1
 
@@ -147,7 +147,7 @@ def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
         ('class=%ff', 'This query cannot be read'),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(port, query, sentence):
+def test_mistakes_are_answered_in_one_sentence(port, query, sentence):
     status, headers, body = get(port, f'/samples?{query}')
     text = body.decode()
     assert status == 400

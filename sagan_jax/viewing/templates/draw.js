@@ -1,4 +1,4 @@
-// Draws samples, and shows what a pixel that is clicked on attends to.
+// Draws samples, and shows what a pixel attends to when it is clicked.
 const form = document.querySelector('form');
 const status = document.querySelector('[role=status]');
 const samples = document.querySelector('.samples');
@@ -8,8 +8,8 @@ const PIXELS = 320; // of a map's canvas
 // Colours of weights, from none to the greatest.
 const STOPS = [[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]];
 
-let latest = 0; // of the requests; answers to those before it come too late
-let drawn = {}; // what the samples on the page were asked with
+let latest = 0; // request; answers to earlier ones come too late
+let drawn = {}; // what the samples on the page were drawn with
 
 async function ask(path, values) {
   const number = ++latest;
@@ -37,13 +37,13 @@ async function draw(event) {
   const { n, ...shared } = values;
   drawn = { ...shared, step: found.step };
   maps.hidden = true;
-  samples.replaceChildren(...found.images.map((image, number) => {
+  samples.replaceChildren(...found.images.map(({ source, class: name }, number) => {
     const button = document.createElement('button');
-    const picture = button.appendChild(new Image());
-    picture.src = image.picture;
-    picture.alt = image.class ? `${number} (${image.class})` : `${number}`;
-    button.title = image.class;
-    button.addEventListener('click', (click) => look(picture, number, placeOf(click, picture)));
+    const image = button.appendChild(new Image());
+    image.src = source;
+    image.alt = name ? `${number} (${name})` : `${number}`;
+    button.title = name;
+    button.addEventListener('click', (click) => look(image, number, placeOf(click, image)));
     return button;
   }));
 }
@@ -57,7 +57,7 @@ function placeOf(click, shown) {
   return part.map((share) => Math.min(Math.max(Math.floor(share * size), 0), size - 1));
 }
 
-async function look(picture, number, [row, column]) {
+async function look(image, number, [row, column]) {
   const found = await ask('attention', { ...drawn, number, row, column });
   if (!found) return;
   if (!found.maps.length) {
@@ -65,19 +65,19 @@ async function look(picture, number, [row, column]) {
     return;
   }
   samples.querySelector('.chosen')?.classList.remove('chosen');
-  picture.parentElement.classList.add('chosen');
+  image.parentElement.classList.add('chosen');
   const heading = document.createElement('h2');
-  heading.textContent = `What row ${row}, column ${column} of image ${picture.alt} attends to`;
+  heading.textContent = `What row ${row}, column ${column} of image ${image.alt} attends to`;
   const figures = found.maps.map(({ resolution, weights }) => {
     const figure = document.createElement('figure');
     const canvas = figure.appendChild(document.createElement('canvas'));
     canvas.width = canvas.height = PIXELS;
-    paint(canvas, picture, weights, row, column);
-    canvas.addEventListener('click', (click) => look(picture, number, placeOf(click, canvas)));
+    paint(canvas, image, weights, row, column);
+    canvas.addEventListener('click', (click) => look(image, number, placeOf(click, canvas)));
     const caption = figure.appendChild(document.createElement('figcaption'));
     const most = (100 * Math.max(...weights.flat())).toPrecision(3);
     caption.textContent = `attention at ${resolution}×${resolution} over ${weights.length}×`
-      + `${weights.length} keys, of which the brightest has ${most} %`;
+      + `${weights.length} keys; the largest weight is ${most} %`;
     return figure;
   });
   maps.replaceChildren(heading, ...figures);
@@ -85,11 +85,11 @@ async function look(picture, number, [row, column]) {
   maps.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
 }
 
-// The picture, under its map and with a ring around the pixel.
-function paint(canvas, picture, weights, row, column) {
+// The image with its map on it and a ring around the pixel.
+function paint(canvas, image, weights, row, column) {
   const pen = canvas.getContext('2d');
   pen.imageSmoothingEnabled = false;
-  pen.drawImage(picture, 0, 0, PIXELS, PIXELS);
+  pen.drawImage(image, 0, 0, PIXELS, PIXELS);
   const most = Math.max(...weights.flat());
   const cell = PIXELS / weights.length;
   pen.globalAlpha = 0.7;
@@ -99,7 +99,7 @@ function paint(canvas, picture, weights, row, column) {
     pen.fillRect(x, y, Math.round((j + 1) * cell) - x, Math.round((i + 1) * cell) - y);
   }));
   pen.globalAlpha = 1;
-  const [x, y] = [column, row].map((at) => ((at + 0.5) * PIXELS) / picture.naturalWidth);
+  const [x, y] = [column, row].map((at) => ((at + 0.5) * PIXELS) / image.naturalWidth);
   for (const [radius, ink] of [[8, '#000'], [6, '#fff']]) {
     pen.beginPath();
     pen.arc(x, y, radius, 0, 2 * Math.PI);

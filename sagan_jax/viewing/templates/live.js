@@ -15,8 +15,8 @@ async function follow() {
   before.replaceWith(document.adoptNode(now));
   const after = now.querySelector('.slider');
   if (!after || !slider || slider.value === slider.max) return;
-  const pictures = [...after.closest('figure').querySelectorAll('img')];
-  const at = pictures.findIndex((picture) => picture.alt === shown);
+  const images = [...after.closest('figure').querySelectorAll('img')];
+  const at = images.findIndex((image) => image.alt === shown);
   if (at < 0) return;
   after.value = at;
   after.dispatchEvent(new Event('input', { bubbles: true }));

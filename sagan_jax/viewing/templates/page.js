@@ -1,12 +1,12 @@
 'use strict';
 
-// A slider shows one of the pictures of its figure; without this script the last one shows.
+// A slider shows one of the images of its figure; without this script the last one shows.
 document.addEventListener('input', ({ target }) => {
   if (!target.matches('.slider')) return;
   const figure = target.closest('figure');
-  figure.querySelectorAll('img').forEach((picture, at) => {
-    picture.hidden = at !== target.valueAsNumber;
-    if (!picture.hidden) figure.querySelector('output').textContent = picture.alt;
+  figure.querySelectorAll('img').forEach((image, at) => {
+    image.hidden = at !== target.valueAsNumber;
+    if (!image.hidden) figure.querySelector('output').textContent = image.alt;
   });
 });
 
