@@ -181,13 +181,13 @@ def _sample_grids(variants: dict[str, list[Result]]) -> list[Figure]:
         found = [
             (path, result)
             for result in group
-            for path in sorted((result.run.folder / 'samples').glob('[0-9]*.png'))[-1:]
+            for path in list(result.run.files.grids().values())[-1:]
         ]
         if found:
             path, result = max(found, key=lambda each: int(each[0].stem))
             caption = f'{name}, seed {result.run.seed}, step {int(path.stem):,}'
             figures.append(page.figure(path, caption))
-            reals.append(result.run.folder / 'samples' / 'reals.png')
+            reals.append(result.run.files.reals)
     return figures + [page.figure(path, 'real images') for path in reals[:1] if path.exists()]
 
 

@@ -78,13 +78,13 @@ def main(argv: list[str]) -> None:
     # Imported late, so that --help and mistakes on the command line are answered at once.
     from sagan_jax.configuration import checks
     from sagan_jax.evaluation.evaluate import evaluate
-    from sagan_jax.run import provenance
+    from sagan_jax.run.folder import RunFolder
     from sagan_jax.system import distributed
     from sagan_jax.train import train
     from sagan_jax.viewing import report
     from sagan_jax.viewing.paper_figures import illustrate
 
-    config = _CONFIG.value or provenance.read(workdir)[0]
+    config = _CONFIG.value or RunFolder(workdir).config()
     checks.check(config)  # above all whether a run's is as old as to lack keys
     if config.distributed.coordinator and _MODE.value == 'figures':
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
@@ -98,11 +98,12 @@ def main(argv: list[str]) -> None:
             illustrate(config, workdir, _CHECKPOINT.value, _FIGURES.value, _CLASSES.value, points)
         if distributed.is_first():
             report.write(workdir)
-            print(f'written        {workdir / "report.html"}')
+            print(f'written        {RunFolder(workdir).report}')
     return None
 
 
 def _use_model(mode: str, workdir: Path) -> None:
+    from sagan_jax.run.folder import RunFolder
     from sagan_jax.trained.export import export
     from sagan_jax.trained.model import load
     from sagan_jax.trained.sample_files import generate
@@ -110,11 +111,12 @@ def _use_model(mode: str, workdir: Path) -> None:
 
     if mode == 'serve':
         return serve(workdir, _HOST.value, _PORT.value)
+    run = RunFolder(workdir)
     model = load(workdir, _CHECKPOINT.value, _CONFIG.value)
     if mode == 'export':
-        export(model, workdir, Path(_OUTPUT.value or workdir / 'export'))
+        export(model, workdir, Path(_OUTPUT.value or run.export))
     else:
-        output = Path(_OUTPUT.value or workdir / 'generated' / f'{_DRAW.value}.png')
+        output = Path(_OUTPUT.value or run.generated / f'{_DRAW.value}.png')
         settings = _CLASSES.value, _NUM_IMAGES.value, _SAMPLE_SEED.value, _TRUNCATION.value
         generate(model, output, _DRAW.value, *settings)
 

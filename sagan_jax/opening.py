@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.run import checkpoints, provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import RunLog, SilentLog, Stopwatch
 from sagan_jax.run.profiling import Profile
 from sagan_jax.state import TrainState, create_state
@@ -36,7 +36,7 @@ class Run:
 
     Attributes:
       config: see configuration/defaults.py.
-      workdir: the folder of the run.
+      folder: the folder of the run.
       train_step: see `train_step.create_train_step`.
       batches: what `train_step` takes beside the state, one for each call, from the first step on.
       reals: real images, uint8 [rows · columns, S, S, 3], for the cells of the sample grid.
@@ -55,7 +55,7 @@ class Run:
     """
 
     config: ml_collections.ConfigDict
-    workdir: Path
+    folder: RunFolder
     train_step: Callable
     batches: Iterator[tuple[np.ndarray, ...]]
     reals: np.ndarray
@@ -76,7 +76,7 @@ class Run:
 @contextlib.contextmanager
 def open_run(
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    folder: RunFolder,
     restarts: int,
     profile: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Run, TrainState]]:
@@ -84,7 +84,7 @@ def open_run(
 
     Args:
       config: see configuration/defaults.py.
-      workdir: the folder of the run, made if it does not exist.
+      folder: the folder of the run, made if it does not exist.
       restarts: how often this process went back to a checkpoint because training had diverged.
       profile: the first and the last step to trace with `jax.profiler`.
 
@@ -96,8 +96,8 @@ def open_run(
     _check_schedule(config)
     _check_processes(config)
     train_step = create_train_step(config)  # compiled on its first call
-    distributed.on_first(lambda: _check_workdir(workdir, config))
-    source, record = _load_data(config, workdir)
+    distributed.on_first(lambda: _check_workdir(folder, config))
+    source, record = _load_data(config, folder)
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     create_batches = data.batches
     if config.dataset.on_device:
@@ -108,15 +108,15 @@ def open_run(
     signals: list[int] = []
     score = _create_scorer(config, signals) if config.evaluate_every else None
 
-    recent, best = _open_checkpoints(config, workdir)
-    state = _restore_or_begin(config, workdir, recent, fresh)
+    recent, best = _open_checkpoints(config, folder)
+    state = _restore_or_begin(config, folder, recent, fresh)
     step = int(state.step)
-    distributed.on_first(lambda: _write_configuration(workdir, config, record))
-    log = RunLog(workdir, step) if distributed.is_first() else SilentLog()
+    distributed.on_first(lambda: _write_configuration(folder, config, record))
+    log = RunLog(folder, step) if distributed.is_first() else SilentLog()
     labels = sampling.grid_labels(config, sampling.GRID_ROWS, sampling.GRID_COLUMNS)
     run = Run(
         config=config,
-        workdir=workdir,
+        folder=folder,
         train_step=train_step,
         batches=create_batches(
             source,
@@ -132,7 +132,7 @@ def open_run(
         log=log,
         recent=recent,
         best=best,
-        profile=Profile(workdir / 'profile', *profile) if profile else None,
+        profile=Profile(folder.profile, *profile) if profile else None,
         poll=distributed.create_poll(),
         signals=signals,
         stopwatch=Stopwatch(step),
@@ -155,7 +155,7 @@ def images_per_step(config: ml_collections.ConfigDict) -> int:
 
 
 def _load_data(
-    config: ml_collections.ConfigDict, workdir: Path
+    config: ml_collections.ConfigDict, folder: RunFolder
 ) -> tuple[data.Source, dict[str, Any]]:
     """The training images and what is recorded about them, the same that the run began with."""
     source = data.load(config.dataset, 'train')
@@ -166,26 +166,26 @@ def _load_data(
         'sha256_of_some': data.fingerprint(source),
     }
     distributed.check_agreement(record)
-    distributed.on_first(lambda: provenance.check_data(workdir, record))
+    distributed.on_first(lambda: provenance.check_data(folder, record))
     return source, record
 
 
 def _open_checkpoints(
-    config: ml_collections.ConfigDict, workdir: Path
+    config: ml_collections.ConfigDict, folder: RunFolder
 ) -> tuple[ocp.CheckpointManager | None, ocp.CheckpointManager | None]:
     """Managers of the newest and of the best checkpoints; None where nothing is written."""
     if not distributed.is_first():
         return None, None
-    workdir.mkdir(parents=True, exist_ok=True)
-    remove_partial(workdir, workdir / 'samples', workdir / 'evaluation')
-    recent = checkpoints.open_manager(workdir / 'checkpoints', config.keep_checkpoints)
-    best = checkpoints.open_manager(workdir / 'best', keep=1) if config.evaluate_every else None
+    folder.path.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder.path, folder.samples, folder.evaluation)
+    recent = checkpoints.open_manager(folder.checkpoints, config.keep_checkpoints)
+    best = checkpoints.open_manager(folder.best, keep=1) if config.evaluate_every else None
     return recent, best
 
 
 def _restore_or_begin(
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    folder: RunFolder,
     recent: ocp.CheckpointManager | None,
     fresh: TrainState,
 ) -> TrainState:
@@ -198,9 +198,9 @@ def _restore_or_begin(
             f'steps_per_call={config.steps_per_call}: choose one that divides it.'
         )
     if restored is None:
-        print(f'run            starts afresh in {workdir}, {steps:,} steps')
+        print(f'run            starts afresh in {folder.path}, {steps:,} steps')
         return fresh
-    print(f'run            resumes in {workdir} from step {step:,}')
+    print(f'run            resumes in {folder.path} from step {step:,}')
     if step >= steps:
         print(f'               {step:,} of {steps:,} steps are done already')
     return restored
@@ -267,27 +267,27 @@ def _check_processes(config: ml_collections.ConfigDict) -> None:
     distributed.check_agreement(record)
 
 
-def _check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def _check_workdir(folder: RunFolder, config: ml_collections.ConfigDict) -> None:
     """Writes nothing, since something else may still be wrong."""
-    existing = workdir.absolute()
+    existing = folder.path.absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f'The workdir {workdir} cannot be written, because of {existing}: '
+            f'The workdir {folder.path} cannot be written, because of {existing}: '
             'choose another --workdir.'
         )
-    provenance.check_configuration(workdir, config)
+    provenance.check_configuration(folder, config)
 
 
 def _write_configuration(
-    workdir: Path, config: ml_collections.ConfigDict, record: dict[str, Any]
+    folder: RunFolder, config: ml_collections.ConfigDict, record: dict[str, Any]
 ) -> None:
     try:
-        provenance.write(workdir, config, record)
+        folder.write_record(provenance.record(config) | {'data': record})
     except OSError as error:
         raise UserError(
-            f'The workdir {workdir} cannot be written ({error.strerror}): make room, or choose '
+            f'The workdir {folder.path} cannot be written ({error.strerror}): make room, or choose '
             'another --workdir.'
         ) from error
 

@@ -17,6 +17,7 @@ from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.opening import Run, images_per_step, open_run
 from sagan_jax.run import checkpoints, collapse
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.health import DivergedError, check_finite, checked_copy
 from sagan_jax.run.logs import progress
 from sagan_jax.state import TrainState
@@ -56,7 +57,7 @@ def train(
     """
     for restarts in range(config.divergence_restarts + 1):
         try:
-            with open_run(config, Path(workdir), restarts, profile) as (run, state):
+            with open_run(config, RunFolder(Path(workdir)), restarts, profile) as (run, state):
                 return _train(run, state)
         except DivergedError as error:
             if restarts == config.divergence_restarts:
@@ -175,9 +176,9 @@ def score_samples(run: Run, step: int, state: TrainState, values: Values) -> Non
             run.ending = True
             return
         is_best = distributed.on_first(
-            lambda: evaluate.is_best(run.config, run.workdir, rows, run.best.latest_step())
+            lambda: evaluate.is_best(run.config, run.folder, rows, run.best.latest_step())
         )
-        run.log.call('the scores', evaluate.write, run.workdir, step, rows)
+        run.log.call('the scores', evaluate.write, run.folder, step, rows)
         scores = {row['name']: row['value'] for row in rows}
         run.log.scalars(step, scores)
         line = '  '.join(f'{name} {value:.4g}' for name, value in scores.items())
@@ -197,7 +198,7 @@ def save_checkpoint(run: Run, step: int, state: TrainState, values: Values) -> N
 
 def write_report(run: Run, step: int, state: TrainState, values: Values) -> None:
     """Writes report.html."""
-    run.log.call('report.html', report.write, run.workdir)
+    run.log.call('report.html', report.write, run.folder.path)
 
 
 # ---- Before and after the loop. ----------------------------------------------------------------
@@ -208,12 +209,11 @@ def begin(run: Run, step: int, state: TrainState) -> None:
     config = run.config
     if step == 0:
         reals = image_grid(run.reals, sampling.GRID_COLUMNS)
-        path = run.workdir / 'samples' / 'reals.png'
-        run.log.call('the real images', save_png, path, reals)
+        run.log.call('the real images', save_png, run.folder.reals, reals)
         draw_samples(run, step, state, {})
         write_report(run, step, state, {})
     elif is_due(config, step, config.evaluate_every) and distributed.on_first(
-        lambda: not evaluate.read(run.workdir, step)
+        lambda: not run.folder.scores(step)
     ):
         score_samples(run, step, state, {})
     if run.profile:
@@ -240,4 +240,4 @@ def finish(run: Run, step: int, state: TrainState) -> None:
     if run.ending:
         print(f'interrupted    at step {step:,}, which is saved: give the same command to resume')
         sys.exit(128 + (run.signals[0] if run.signals else signal.SIGTERM))
-    print(f'done           {run.workdir}: report.html, samples/, checkpoints/, metrics.jsonl')
+    print(f'done           {run.folder.path}: report.html, samples/, checkpoints/, metrics.jsonl')

@@ -66,12 +66,12 @@ def test_mistakes_on_the_command_line(arguments, parts):
     assert_refused(run(*arguments), *parts)
 
 
-def test_a_run_of_an_older_version_is_refused(trained_workdir, tmp_path):
+def test_a_run_of_a_version_with_other_keys_is_refused(trained_workdir, tmp_path):
     record = json.loads((trained_workdir / 'config.json').read_text())
-    del record['config']['distributed']
-    (tmp_path / 'config.json').write_text(json.dumps(record))
+    record['config']['model']['depth'] = 3
+    (tmp_path / 'config.json').write_text(json.dumps(record | {'version': '9.9', 'commit': 'abc'}))
     refused = run('--mode', 'figures', '--workdir', tmp_path)
-    assert_refused(refused, 'has no distributed.num_processes', 'give --config')
+    assert_refused(refused, str(tmp_path), '9.9', 'commit abc', 'model.depth')
 
 
 def test_a_full_disk_is_told_in_a_sentence():

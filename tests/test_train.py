@@ -18,6 +18,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation.evaluate import evaluate
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints, provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 from sagan_jax.system import distributed
 from sagan_jax.train import is_due, periodic_actions, train
@@ -182,10 +183,10 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
 
     longer = config.copy_and_resolve_references()
     longer.num_train_steps = 10
-    provenance.check_configuration(workdir, longer)
+    provenance.check_configuration(RunFolder(workdir), longer)
     longer.optimizer.decay_from = 0.5  # then the rates depend on the number of steps
     with pytest.raises(UserError, match=r'num_train_steps \(5 there, 10 here\), optimizer.decay'):
-        provenance.check_configuration(workdir, longer)
+        provenance.check_configuration(RunFolder(workdir), longer)
     longer.optimizer.decay_from = 1.0
     longer.steps_per_call = longer.log_every = 2
     longer.evaluate_every = 0

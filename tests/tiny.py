@@ -13,6 +13,7 @@ from sagan_jax.configuration import defaults
 from sagan_jax.evaluation import real_statistics
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints, provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 
 
@@ -105,7 +106,9 @@ def trained_run(workdir: Path) -> None:
         ),
         create_state(made),
     )
-    provenance.write(workdir, made, {'class_names': ['class0', 'class1', 'class2']})
+    RunFolder(workdir).write_record(
+        provenance.record(made) | {'data': {'class_names': ['class0', 'class1', 'class2']}}
+    )
     manager = checkpoints.open_manager(workdir / 'checkpoints', keep=1)
     checkpoints.save(manager, 7, state)
     manager.close()

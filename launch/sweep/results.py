@@ -84,7 +84,7 @@ def read_sweep(workdir: Path) -> tuple[dict[str, Any], dict[str, list[Result]]]:
     results = {}
     for variant, seed in record['runs']:
         run = Run(variant, seed, workdir)
-        result = Result(run, runs.state(run), runs.configuration(run), runs.evaluations(run))
+        result = Result(run, runs.state(run), runs.configuration(run), run.files.all_scores())
         results.setdefault(variant, []).append(result)
     return record, results
 
@@ -157,7 +157,7 @@ def seconds_of_training(result: Result) -> float:
     In them are the drawing of sample grids and the writing of checkpoints, but neither compilation
     nor scores, nor the steps that a killed run lost.
     """
-    lines = [line for line in runs.metrics(result.run) if 'discriminator_loss' in line]
+    lines = [line for line in result.run.files.metrics() if 'discriminator_loss' in line]
     rates = [line['images_per_second'] for line in lines if line.get('images_per_second')]
     if not rates:
         return 0.0

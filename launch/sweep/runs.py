@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import duration
 from sagan_jax.system.files import atomic_path
 
@@ -32,6 +33,10 @@ class Run(NamedTuple):
     @property
     def folder(self) -> Path:
         return self.workdir / self.variant / f'seed{self.seed}'
+
+    @property
+    def files(self) -> RunFolder:
+        return RunFolder(self.folder)
 
 
 class State(NamedTuple):
@@ -65,7 +70,7 @@ def state(run: Run) -> State:
         num_steps, images_per_step = 0, 0
     else:
         num_steps, images_per_step = config['num_train_steps'], images_a_step(config)
-    lines = metrics(run, tail=1 << 14)
+    lines = run.files.metrics(tail=1 << 14)
     step = max((line['step'] for line in lines), default=0)
     rates = [line['images_per_second'] for line in lines if line.get('images_per_second')]
     rate = rates[-1] if rates else 0.0
@@ -87,10 +92,8 @@ def state(run: Run) -> State:
 
 def configuration(run: Run) -> dict[str, Any] | None:
     """The resolved configuration of a run; None if it has not begun."""
-    try:
-        return json.loads((run.folder / 'config.json').read_text())['config']
-    except FileNotFoundError:
-        return None
+    files = run.files
+    return files.record()['config'] if files.config_json.exists() else None
 
 
 def images_a_step(config: dict[str, Any]) -> int:
@@ -101,34 +104,8 @@ def images_a_step(config: dict[str, Any]) -> int:
 def is_trained(run: Run) -> bool:
     """Whether the whole checkpoint of a run's last step is there."""
     config = configuration(run)
-    names = [entry.name for entry in (run.folder / 'checkpoints').glob('*')]
-    newest = max((int(name) for name in names if name.isdigit()), default=0)
+    newest = max(run.files.checkpoint_steps(), default=0)
     return config is not None and newest >= config['num_train_steps']
-
-
-def metrics(run: Run, tail: int = 0) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, or those in its last `tail` bytes."""
-    try:
-        file = (run.folder / 'metrics.jsonl').open('rb')
-    except FileNotFoundError:
-        return []
-    with file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - tail) if tail else 0)
-        lines = file.read().split(b'\n')
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # cut off by `tail`, or being written just now
-            continue
-    return found
-
-
-def evaluations(run: Run) -> dict[int, list[dict[str, Any]]]:
-    """The rows of `evaluation/<step>.json` by step, in the order of the steps."""
-    paths = sorted((run.folder / 'evaluation').glob('[0-9]*.json'), key=lambda path: int(path.stem))
-    return {int(path.stem): json.loads(path.read_text()) for path in paths}
 
 
 def how_it_ended(run: Run) -> dict[str, Any] | None:

@@ -1,10 +1,7 @@
 """Scores checkpoints: sample → features → metrics, with the protocol attached to every number."""
 
-import json
-import platform
 import warnings
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +21,18 @@ from sagan_jax.metrics.features import FeatureNetwork, on_devices
 from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
 from sagan_jax.models import Variables
 from sagan_jax.run import checkpoints
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.sampling import create_draw, create_freeze
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.system import distributed
-from sagan_jax.system.files import atomic_path
+from sagan_jax.system.records import versions
 from sagan_jax.system.signals import Interrupted
 
 Row = dict[str, Any]  # a score: its name, its value and its protocol
 
 _LEAST_PAIRS = 30  # of FID∞, the most demanding
 _FAKES_ALONE = ('is', 'class_share', *shapes.SCORES)  # no real pictures enter these
-_PACKAGES = ('jax', 'flax', 'numpy', 'scipy')
 
 
 def evaluate(
@@ -55,8 +52,8 @@ def evaluate(
       UserError: when there is no such checkpoint or none of this configuration; when the real
         pictures, the features' weights or the samples asked for do not suffice.
     """
-    workdir = Path(workdir)
-    manager, steps = checkpoints.choose(config, workdir, which)
+    run = RunFolder(Path(workdir))
+    manager, steps = checkpoints.choose(config, run, which)
     settings = config.evaluation
     score = create_evaluator(
         config, settings.num_samples, settings.pair_samples, settings.intra_fid_samples
@@ -69,7 +66,7 @@ def evaluate(
         rows = score(step, state.generator | {'params': state.ema_params})
         print('\n'.join(f'  {describe(row)}' for row in rows))
         if distributed.is_first():
-            print(f'written        {write(workdir, step, rows)}')
+            print(f'written        {write(run, step, rows)}')
         results[step] = rows
     if manager:
         manager.close()
@@ -200,35 +197,18 @@ def row_name(config: ml_collections.ConfigDict, score: str, num_samples: int) ->
     return f'in_domain_{name}' if in_domain and score not in shapes.SCORES else name
 
 
-def write(workdir: Path, step: int, rows: list[Row]) -> Path:
-    """Writes `evaluation/<step>.json`, a JSON array with one score a line.
+def write(run: RunFolder, step: int, rows: list[Row]) -> Path:
+    """Writes the scores of a step into the run's folder.
 
-    What stands there of other protocols stays; what has the same protocol is replaced.
+    Scores of other protocols that are already there stay; one of the same protocol is replaced.
     """
-    path = workdir / 'evaluation' / f'{step:06d}.json'
     fresh = [protocol(row) for row in rows]
-    kept = [row for row in read(workdir, step) if protocol(row) not in fresh]
-    lines = ',\n'.join(json.dumps(row, ensure_ascii=False) for row in (*kept, *rows))
-    with atomic_path(path) as temporary:
-        temporary.write_text(f'[\n{lines}\n]\n')
-    return path
-
-
-def read(workdir: Path, step: int) -> list[Row]:
-    """The scores of a step; none if it was not evaluated.
-
-    Raises:
-      UserError: if they cannot be read.
-    """
-    path = workdir / 'evaluation' / f'{step:06d}.json'
-    try:
-        return json.loads(path.read_text()) if path.exists() else []
-    except ValueError as error:
-        raise UserError(f'The scores {path} cannot be read: remove the file.') from error
+    kept = [row for row in run.scores(step) if protocol(row) not in fresh]
+    return run.write_scores(step, [*kept, *rows])
 
 
 def is_best(
-    config: ml_collections.ConfigDict, workdir: Path, rows: list[Row], before: int | None
+    config: ml_collections.ConfigDict, run: RunFolder, rows: list[Row], before: int | None
 ) -> bool:
     """Whether these scores are better than those of the step `before`, the best so far."""
     name = row_name(config, config.evaluation.best, config.evaluation.training_samples)
@@ -236,7 +216,7 @@ def is_best(
     def value(rows):
         return next((row['value'] for row in rows if row['name'] == name), None)
 
-    best = None if before is None else value(read(workdir, before))
+    best = None if before is None else value(run.scores(before))
     if best is None:
         return True
     return value(rows) > best if config.evaluation.best == 'is' else value(rows) < best
@@ -296,8 +276,7 @@ def _row(
         if standing
         else 'running averages',
         'seed': config.seed,
-        'versions': {name: metadata.version(name) for name in _PACKAGES}
-        | {'python': platform.python_version()},
+        'versions': versions(),
     }
 
 

@@ -1,7 +1,6 @@
 """Scores two folders of pictures against each other: `python -m sagan_jax.metrics REAL FAKE`."""
 
 import argparse
-import importlib.metadata
 import json
 import sys
 import warnings
@@ -16,6 +15,7 @@ from sagan_jax.metrics import folders, inception, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
 from sagan_jax.metrics.features import Collected, collect, on_devices
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.records import versions
 
 PAIRS = 10_000  # pictures of each folder, at most, for the scores over pairs of samples
 
@@ -122,10 +122,7 @@ def _score(options: argparse.Namespace) -> list[dict]:
         'features': network.name,
         'weights_sha256': network.sha256,
         'seed': options.seed,
-        'versions': {
-            name: importlib.metadata.version(name)
-            for name in ('jax', 'flax', 'numpy', 'scipy', 'pillow')
-        },
+        'versions': versions(),
     }
 
     return [

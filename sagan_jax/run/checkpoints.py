@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from sagan_jax.errors import UserError
 from sagan_jax.run import provenance
+from sagan_jax.run.folder import RunFolder, steps_in
 from sagan_jax.system import distributed
 
 # What Orbax and the formats below it raise when they cannot write.
@@ -198,7 +199,7 @@ def _restore_newest(manager: ocp.CheckpointManager, like: Any) -> Any | None:
             damaged.append(step)
             continue
         for step in damaged:
-            aside = manager.directory.with_name(f'damaged_{manager.directory.name}')
+            aside = RunFolder(Path(manager.directory).parent).damaged_checkpoints
             aside.mkdir(exist_ok=True)
             path = manager.directory / str(step)
             path.rename(aside / f'{step}_{time.time_ns()}')
@@ -267,20 +268,20 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def choose(
-    config: ml_collections.ConfigDict, workdir: Path, which: str | int
+    config: ml_collections.ConfigDict, run: RunFolder, which: str | int
 ) -> tuple[ocp.CheckpointManager | None, list[int]]:
     """A manager to read with, and the steps that `which` means: 'newest', 'best', 'all' or one.
 
     Raises UserError when there are none, or they belong to another configuration.
     """
-    folder = workdir / ('best' if which == 'best' else 'checkpoints')
+    folder = run.best if which == 'best' else run.checkpoints
     manager = None
 
     def find():
         nonlocal manager
-        if not any(path.name.isdigit() for path in folder.glob('*')):
+        if not steps_in(folder):
             raise UserError(f'There is no checkpoint in {folder}: train first, or check --workdir.')
-        provenance.check_configuration(workdir, config)
+        provenance.check_configuration(run, config)
         manager = open_manager(folder)
         steps = sorted(manager.all_steps())
         if which == 'all':

@@ -4,7 +4,6 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,27 +15,23 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.system.files import atomic_path
+from sagan_jax.run.folder import RunFolder
 
 
 class RunLog:
-    """Writes `metrics.jsonl`, `samples/` and `tensorboard/` in a workdir.
+    """Writes `metrics.jsonl`, `samples/` and `tensorboard/` of a run.
 
     A run that resumes at `step` takes back what a killed one had written about later steps, so
     that each step stands there once. Where nothing can be written, the disk being full, a warning
     is printed and training goes on: lines of metrics are kept for later, TensorBoard's are lost.
     """
 
-    def __init__(self, workdir: Path, step: int):
-        path = workdir / 'metrics.jsonl'
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-            with atomic_path(path) as temporary:
-                temporary.write_text(''.join(line + '\n' for line in kept))
-        self._file = path.open('ab', buffering=0)
-        self._samples = workdir / 'samples'
+    def __init__(self, folder: RunFolder, step: int):
+        folder.drop_metrics_after(step)
+        self._file = folder.metrics_jsonl.open('ab', buffering=0)
+        self._folder = folder
         self._unwritten = b''
-        self._events, self._events_folder = None, workdir / 'tensorboard'
+        self._events = None
         # Makes TensorBoard forget what a killed run had written about later steps.
         self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -54,7 +49,7 @@ class RunLog:
     def samples(self, step: int, images: np.ndarray, columns: int) -> None:
         """A grid of images, uint8 [n, S, S, 3], in `samples/<step>.png` and in TensorBoard."""
         grid = image_grid(images, columns)
-        self.call('the samples', save_png, self._samples / f'{step:06d}.png', grid)
+        self.call('the samples', save_png, self._folder.grid(step), grid)
         self._add(step, summary=summary.image('samples', grid, dataformats='HWC'))
 
     def call(self, what: str, write: Callable, *arguments: Any) -> None:
@@ -69,8 +64,8 @@ class RunLog:
         events, self._events = self._events, None
         with tolerating_errors('tensorboard/'):
             if events is None:
-                self._events_folder.mkdir(exist_ok=True)
-                events = EventsWriter(str(self._events_folder / 'events'))
+                self._folder.tensorboard.mkdir(exist_ok=True)
+                events = EventsWriter(str(self._folder.tensorboard / 'events'))
             events.write_event(Event(wall_time=time.time(), step=step, **content))
             events.flush()
             self._events = events
@@ -174,11 +169,3 @@ def duration(seconds: float) -> str:
     if days:
         return f'{days} d {hours} h'
     return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'
-
-
-def _step(line: str) -> float:
-    """The step of a line; a line that a killed run left half-written belongs to no kept step."""
-    try:
-        return json.loads(line)['step']
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float('inf')

@@ -15,12 +15,13 @@ from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.records import versions
 from sagan_jax.trained.model import Model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
-_PACKAGES = ('jax', 'flax', 'numpy')
 _ROWS, _COLUMNS = 10, 8  # of the picture, a row a class
 _MOST_NAMES = 20  # of classes, in the card
 _PATHS = (('dataset', 'data_dir'), ('dataset', 'source_dir'), ('evaluation', 'inception_weights'))
@@ -46,7 +47,7 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
     labels = sampling.grid_labels(model.config, _ROWS, _COLUMNS)
     images = np.concatenate(list(model.stream(np.arange(len(labels)), labels, seed=0)))
     weights = flatten_dict(jax.tree.map(np.asarray, model.generator), sep='/')
-    scores = evaluate.read(workdir, model.step)
+    scores = RunFolder(workdir).scores(model.step)
     description = describe(model, scores)
     writers = {
         'generator.stablehlo': lambda path: path.write_bytes(program(model).serialize()),
@@ -101,7 +102,7 @@ def describe(model: Model, scores: list[evaluate.Row]) -> dict[str, Any]:
         'checkpoint_sha256': model.sha256,
         'config': _configuration(config),
         'scores': scores,
-        'versions': {name: metadata.version(name) for name in _PACKAGES},
+        'versions': versions(),
     }
 
 

@@ -17,7 +17,8 @@ from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.metrics.features import on_devices
 from sagan_jax.models import Variables
-from sagan_jax.run import checkpoints, provenance
+from sagan_jax.run import checkpoints
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream
 
@@ -235,15 +236,14 @@ def create_loader(
     Raises:
       UserError: when there is no such run; and `load` does, see there.
     """
-    workdir = Path(workdir)
-    written, class_names = provenance.read(workdir)
-    config = config or written
+    run = RunFolder(Path(workdir))
+    config, class_names = config or run.config(), run.class_names()
     freeze, programs = sampling.create_freeze(config), _create_programs(config)
 
     def load(checkpoint):
         if checkpoint == 'all':
             raise UserError('One checkpoint is asked for: choose newest, best or a step.')
-        manager, steps = checkpoints.choose(config, workdir, checkpoint)
+        manager, steps = checkpoints.choose(config, run, checkpoint)
         like = jax.eval_shape(lambda: create_state(config))
         state = checkpoints.restore(manager, like, steps[-1])
         manager.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sagan_jax.errors import UserError
-from sagan_jax.run import provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.viewing import page, report, requests
 from sagan_jax.viewing.requests import Refused
 
@@ -41,7 +41,8 @@ def create_answers(workdir: Path, local: bool) -> Callable[[str, str], Answer]:
     Raises:
       UserError: when there is no run.
     """
-    config, class_names = provenance.read(workdir)
+    run = RunFolder(workdir)
+    config, class_names = run.config(), run.class_names()
     draw_page = _html(
         page.render(
             'draw.html',

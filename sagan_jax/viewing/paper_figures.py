@@ -1,6 +1,5 @@
 """The paper's figures, drawn for a run: `--mode figures`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from sagan_jax import data, figures, models, sampling, spectral_norm
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run import checkpoints
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 
 KINDS = ('attention', 'curves', 'classes', 'evolution')
@@ -48,7 +48,7 @@ def illustrate(
       UserError: for a kind, class, point or checkpoint that does not exist, and for attention of
         networks without any.
     """
-    workdir = Path(workdir)
+    run = RunFolder(Path(workdir))
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f'There is no figure {kind!r}: choose among {", ".join(KINDS)}.')
@@ -58,7 +58,7 @@ def illustrate(
             'The networks of this configuration have no attention to draw: choose other --figures.'
         )
     kinds = kinds or [kind for kind in KINDS if kind != 'attention' or has_attention]
-    manager, steps = checkpoints.choose(config, workdir, which)
+    manager, steps = checkpoints.choose(config, run, which)
     like = jax.eval_shape(lambda: create_state(config))
     state = checkpoints.restore(manager, like, steps[-1])
     freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
@@ -71,12 +71,12 @@ def illustrate(
 
     def save(name, figure, suffixes=('.png', '.pdf')):
         for suffix in suffixes:
-            path = workdir / 'figures' / f'{name}{suffix}'
+            path = run.figures / f'{name}{suffix}'
             figures.save_figure(path, figure)
             written.append(path)
 
     def save_grid(name, images):
-        path = workdir / 'figures' / f'{name}.png'
+        path = run.figures / f'{name}.png'
         save_png(path, image_grid(images, COLUMNS))
         written.append(path)
 
@@ -100,7 +100,7 @@ def illustrate(
         )
         _attention(save, 'attention_discriminator', reals, maps, points)
     if 'curves' in kinds:
-        history = _history(workdir)
+        history = _history(run)
         for name, ylabel in (('gamma', 'gamma'), ('sigma', 'largest σ before normalisation')):
             found = {key: curve for key, curve in history.items() if name in key}
             if found:
@@ -155,11 +155,10 @@ def _real_pictures(source: data.Source, seed: int, labels: np.ndarray):
     return images[chosen], seen[chosen]
 
 
-def _history(workdir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _history(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The curves in metrics.jsonl: name → steps and values."""
     curves = {}
-    for line in (workdir / 'metrics.jsonl').read_text().splitlines():
-        values = json.loads(line)
+    for values in run.metrics():
         for name in values.keys() - {'step'}:
             steps, ys = curves.setdefault(name, ([], []))
             steps.append(values['step'])

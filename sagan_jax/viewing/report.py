@@ -14,7 +14,7 @@ from PIL import Image
 from sagan_jax import sampling
 from sagan_jax.evaluation import evaluate
 from sagan_jax.evaluation.evaluate import Row
-from sagan_jax.run import provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.system.files import atomic_path
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart, Curve, Points
@@ -38,7 +38,7 @@ _NETWORKS = ('generator', 'discriminator')
 
 def write(workdir: Path) -> None:
     """Writes `report.html` into a run's folder; raises what `html` does."""
-    with atomic_path(workdir / 'report.html') as temporary:
+    with atomic_path(RunFolder(workdir).report) as temporary:
         temporary.write_text(html(workdir), encoding='utf-8')
 
 
@@ -55,9 +55,9 @@ def html(workdir: Path, served: bool = False) -> str:
       UserError: when there is no run.
       OSError: when an image cannot be read.
     """
-    record = provenance.read_record(workdir)
-    metrics, scores = _metrics(workdir), _scores(workdir)
-    grids, classes = _by_step(workdir / 'samples', '.png'), _grid_rows(workdir)
+    run = RunFolder(workdir)
+    record, metrics, scores = run.record(), run.metrics(), _scores(run)
+    grids, classes = run.grids(), _grid_rows(run)
     latest = [series[-1] for series in scores]
     titles = _numbered([row['name'] for row in latest])
     return page.render(
@@ -69,18 +69,17 @@ def html(workdir: Path, served: bool = False) -> str:
         commit=(record.get('commit') or 'unknown')[:10],
         versions=record['versions'],
         step=metrics[-1]['step'] if metrics else 0,
-        logged=_last_change(workdir / 'metrics.jsonl'),
+        logged=_last_change(run.metrics_jsonl),
         samples=_evolution(grids),
-        reals=_figures(workdir / 'samples', {'reals.png': 'real images'}),
+        reals=_figures({run.reals: 'real images'}),
         class_names=classes,
-        class_rows=_class_rows(workdir, grids, classes),
+        class_rows=_class_rows(run, grids, classes),
         scores=[_score_cells(title, row) for title, row in zip(titles, latest, strict=True)],
         score_charts=_score_charts(titles, scores),
         protocols=protocols.in_words(titles, [evaluate.protocol(row) for row in latest]),
         curves=_curves(metrics, {row['name'] for row in latest}),
         attention_maps=_figures(
-            workdir / 'figures',
-            {f'attention_{network}.png': network for network in _NETWORKS},
+            {run.figures / f'attention_{network}.png': network for network in _NETWORKS},
         ),
         settings=_settings(record['config']),
     )
@@ -89,36 +88,19 @@ def html(workdir: Path, served: bool = False) -> str:
 # ---- What the folder holds. --------------------------------------------------------------------
 
 
-def _metrics(workdir: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl; one that a killed run has left half-written is passed over."""
-    path, found = workdir / 'metrics.jsonl', []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
-
-
-def _scores(workdir: Path) -> list[list[Row]]:
+def _scores(run: RunFolder) -> list[list[Row]]:
     """The scores over the steps, a list for each name and protocol."""
     series = {}
-    for step in _by_step(workdir / 'evaluation', '.json'):
-        for row in evaluate.read(workdir, step):
+    for rows in run.all_scores().values():
+        for row in rows:
             key = json.dumps(evaluate.protocol(row) | {'step': None}, sort_keys=True)
             series.setdefault(key, []).append(row)
     return list(series.values())
 
 
-def _by_step(folder: Path, suffix: str) -> dict[int, Path]:
-    """The files of a folder that are named after steps, in the order of these."""
-    found = {int(p.stem): p for p in folder.glob(f'*{suffix}') if p.stem.isdecimal()}
-    return dict(sorted(found.items()))
-
-
-def _grid_rows(workdir: Path) -> list[str]:
+def _grid_rows(run: RunFolder) -> list[str]:
     """What the rows of the sample grids are called; nothing without classes."""
-    config, names = provenance.read(workdir)
+    config, names = run.config(), run.class_names()
     if config.model.conditioning == 'none' or len(names) < 2:
         return []
     return [names[label] for label in sampling.grid_labels(config, sampling.GRID_ROWS, 1)]
@@ -133,10 +115,9 @@ def _last_change(path: Path) -> str:
     return f'{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC'
 
 
-def _figures(folder: Path, captions: Mapping[str, str]) -> list[Figure]:
-    """The images that exist; `captions` maps names of files to captions."""
-    found = {folder / name: caption for name, caption in captions.items()}
-    return [page.figure(path, caption) for path, caption in found.items() if path.exists()]
+def _figures(captions: Mapping[Path, str]) -> list[Figure]:
+    """The images that exist; `captions` maps paths of files to captions."""
+    return [page.figure(path, caption) for path, caption in captions.items() if path.exists()]
 
 
 def _evolution(grids: Mapping[int, Path]) -> list[Figure]:
@@ -145,13 +126,13 @@ def _evolution(grids: Mapping[int, Path]) -> list[Figure]:
 
 
 def _class_rows(
-    workdir: Path, grids: Mapping[int, Path], classes: Sequence[str]
+    run: RunFolder, grids: Mapping[int, Path], classes: Sequence[str]
 ) -> list[tuple[str, list[Figure]]]:
     """For each class its name, its row of the last sample grid and its row of real images."""
     if not classes or not grids:
         return []
     found = [(name, []) for name in classes]
-    sources = {'samples': grids[max(grids)], 'real images': workdir / 'samples' / 'reals.png'}
+    sources = {'samples': grids[max(grids)], 'real images': run.reals}
     for kind, path in sources.items():
         if not path.exists():
             continue

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from sagan_jax.errors import UserError
-from sagan_jax.run import provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.trained.model import Model, create_loader, labels_of, randomness
 from sagan_jax.viewing import page
 
@@ -47,7 +47,8 @@ def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]
     Raises:
       UserError: when there is no run.
     """
-    run = _Run(*provenance.read(workdir), _create_device(workdir))
+    folder = RunFolder(workdir)
+    run = _Run(folder.config(), folder.class_names(), _create_device(workdir))
     return {
         'samples': functools.partial(_samples, run),
         'attention': functools.partial(_attention, run),
@@ -116,8 +117,7 @@ def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]
 
     def newest():
         nonlocal model, tried
-        found = (path.name for path in (workdir / 'checkpoints').glob('*'))
-        step = max((int(name) for name in found if name.isdecimal()), default=None)
+        step = max(RunFolder(workdir).checkpoint_steps(), default=None)
         if step is None and model is None:
             raise Refused(503, 'There is no checkpoint to draw from yet: try again later.')
         if step is not None and (model is None or step != tried):

@@ -13,6 +13,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.sampling import create_freeze, create_sampler
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
@@ -219,7 +220,7 @@ def test_scores_while_training(run):
     scored = {path.name for path in (workdir / 'evaluation').iterdir()}
     assert scored == {'000002.json', '000004.json'}
     values = {
-        step: by_name(evaluate.read(workdir, step))['in_domain_fid40_train']['value']
+        step: by_name(RunFolder(workdir).scores(step))['in_domain_fid40_train']['value']
         for step in (2, 4)
     }
     best = min(values, key=values.get)
@@ -234,10 +235,12 @@ def test_the_better_score_is_kept(tmp_path):
     for best, worse, better in (('fid', 3, 1), ('is', 1, 3)):
         config.evaluation.best = best
         name = evaluate.row_name(config, best, 40)
-        evaluate.write(tmp_path, 2, [{'name': name, 'value': 2}])
-        assert evaluate.is_best(config, tmp_path, [{'name': name, 'value': better}], 2)
-        assert not evaluate.is_best(config, tmp_path, [{'name': name, 'value': worse}], 2)
-        assert evaluate.is_best(config, tmp_path, [{'name': name, 'value': worse}], None)
+        evaluate.write(RunFolder(tmp_path), 2, [{'name': name, 'value': 2}])
+        assert evaluate.is_best(config, RunFolder(tmp_path), [{'name': name, 'value': better}], 2)
+        assert not evaluate.is_best(
+            config, RunFolder(tmp_path), [{'name': name, 'value': worse}], 2
+        )
+        assert evaluate.is_best(config, RunFolder(tmp_path), [{'name': name, 'value': worse}], None)
 
 
 def test_which_checkpoints(run, capsys):
@@ -293,11 +296,11 @@ def test_what_cannot_be_scored_is_refused_at_once(folder, overrides, message):
 
 
 def test_damaged_scores_are_named(tmp_path):
-    assert evaluate.read(tmp_path, 7) == []
-    path = evaluate.write(tmp_path, 7, [])
+    assert RunFolder(tmp_path).scores(7) == []
+    path = evaluate.write(RunFolder(tmp_path), 7, [])
     path.write_text('[{"name": "fid')
     with pytest.raises(UserError, match=r'000007.json cannot be read: remove the file'):
-        evaluate.read(tmp_path, 7)
+        RunFolder(tmp_path).scores(7)
 
 
 def test_intra_fid_needs_classes(folder):

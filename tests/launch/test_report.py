@@ -164,7 +164,7 @@ def test_training_scores_and_further_ones_have_tables_of_their_own(workdir):
 )
 def test_protocols_are_never_put_into_one_column(workdir, key, value):
     run = Run('feat16', 1, workdir)
-    rows = runs.evaluations(run)[100]
+    rows = run.files.all_scores()[100]
     rows = [r | ({key: value} if r['name'] == 'in_domain_fid10k_train' else {}) for r in rows]
     write_rows(run, 100, rows)
     _, variants = results.read_sweep(workdir)
@@ -341,7 +341,7 @@ def test_curves_of_every_variant(workdir):
 def test_what_is_not_a_number_is_in_no_curve(workdir):
     run = Run('feat16', 0, workdir)
     for step in (25, 50):
-        rows = [{**row, 'value': float('nan')} for row in runs.evaluations(run)[step]]
+        rows = [{**row, 'value': float('nan')} for row in run.files.all_scores()[step]]
         write_rows(run, step, rows)
     report.write(workdir)
     assert 'nan' not in (workdir / 'report.html').read_text().partition('<body>')[2].lower()

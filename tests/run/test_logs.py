@@ -4,6 +4,7 @@ import json
 import resource
 
 from sagan_jax.run import logs
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import RunLog, Stopwatch
 
 
@@ -12,12 +13,12 @@ def steps(workdir):
 
 
 def test_a_resumed_run_takes_back_later_lines(tmp_path):
-    with RunLog(tmp_path, 0) as log:
+    with RunLog(RunFolder(tmp_path), 0) as log:
         for step in (1, 2, 3):
             log.scalars(step, {'loss': step / 2})
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 4, "lo')  # killed in the middle of a line
-    with RunLog(tmp_path, 2) as log:
+    with RunLog(RunFolder(tmp_path), 2) as log:
         log.scalars(3, {'loss': 9.0})
     assert steps(tmp_path) == [1, 2, 3]
     last = (tmp_path / 'metrics.jsonl').read_text().splitlines()[-1]
@@ -26,14 +27,14 @@ def test_a_resumed_run_takes_back_later_lines(tmp_path):
 
 def test_a_new_run_starts_an_empty_record(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
-    with RunLog(tmp_path, 0):
+    with RunLog(RunFolder(tmp_path), 0):
         pass
     assert steps(tmp_path) == []
 
 
 def test_a_full_disk_delays_lines_and_stops_nothing(tmp_path, capsys):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with RunLog(tmp_path, 0) as log:
+    with RunLog(RunFolder(tmp_path), 0) as log:
         log.scalars(1, {'loss': 0.5})
         resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
         try:

@@ -17,6 +17,7 @@ import sagan_jax
 from sagan_jax import models
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.trained import export
 
 ROW = {
@@ -34,7 +35,7 @@ def model(trained_workdir):
 @pytest.fixture(scope='module')
 def folder(model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('scores')
-    evaluate.write(workdir, 7, [ROW])
+    evaluate.write(RunFolder(workdir), 7, [ROW])
     export.export(model, workdir, workdir / 'export')
     return workdir / 'export'
 

@@ -11,6 +11,7 @@ import sagan_jax
 from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.run import checkpoints, provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream
 from sagan_jax.trained.model import load
@@ -19,7 +20,7 @@ from tests import tiny
 
 @pytest.fixture(scope='module')
 def run(trained_workdir):
-    return provenance.read(trained_workdir)[0], trained_workdir
+    return RunFolder(trained_workdir).config(), trained_workdir
 
 
 @pytest.fixture(scope='module')
@@ -197,16 +198,18 @@ def test_runs_that_are_not_there(run, tmp_path):
     other.model.z_dim = 9
     with pytest.raises(UserError, match='another configuration, model'):
         load(workdir, config=other)
-    provenance.write(tmp_path, config, {'class_names': ['a', 'b', 'c']})
+    RunFolder(tmp_path).write_record(
+        provenance.record(config) | {'data': {'class_names': ['a', 'b', 'c']}}
+    )
     with pytest.raises(UserError, match='no checkpoint in'):
         sagan_jax.load(tmp_path)
 
 
 def test_a_run_that_did_not_write_down_its_classes_has_numbers(run, tmp_path):
     config = tiny.config(dataset__num_classes=12)
-    provenance.write(tmp_path, config, {'class_names': []})
+    RunFolder(tmp_path).write_record(provenance.record(config) | {'data': {'class_names': []}})
     path = tmp_path / 'config.json'
     path.write_text(path.read_text().replace('class_names', 'nothing'))
-    _, names = provenance.read(tmp_path)
+    names = RunFolder(tmp_path).class_names()
     assert names[:3] == ('00', '01', '02')
     assert len(names) == 12

@@ -17,6 +17,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run import provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.viewing import charts, page, report
 from tests import tiny
 
@@ -68,7 +69,9 @@ def finished(tmp_path_factory):
     """A run of 1,000 log lines, 30 sample grids and 3 evaluations, as training leaves it."""
     workdir = tmp_path_factory.mktemp('finished')
     data = {'name': 'folder', 'count': 1234, 'class_names': NAMES}
-    provenance.write(workdir, tiny.config(num_train_steps=6000), data)
+    RunFolder(workdir).write_record(
+        provenance.record(tiny.config(num_train_steps=6000)) | {'data': data}
+    )
     names = ('generator_loss', 'discriminator_loss', 'real_logit', 'fake_logit', 'generator_sigma')
     gammas = ('generator_gamma8', 'generator_gamma16', 'discriminator_gamma16')
     lines = [
@@ -87,7 +90,7 @@ def finished(tmp_path_factory):
         fid = row | {'name': 'fid50_train', 'value': step / 70, 'features': 'inception'}
         other = fid | {'features': '<b>other</b>', 'value': 1.0}
         share = row | {'name': 'class_share50', 'value': 0.5, 'real_value': 0.75, 'std': 0.125}
-        evaluate.write(workdir, step, [fid, share] + ([other] if step == 5000 else []))
+        evaluate.write(RunFolder(workdir), step, [fid, share] + ([other] if step == 5000 else []))
     return workdir
 
 
@@ -135,7 +138,9 @@ def test_what_is_named_is_no_html(finished, tmp_path):
     workdir = tmp_path / HOSTILE
     shutil.copytree(finished, workdir)
     config = tiny.config(dataset__data_dir=HOSTILE, model__z_dim=8)
-    provenance.write(workdir, config, {'name': HOSTILE, 'class_names': NAMES})
+    RunFolder(workdir).write_record(
+        provenance.record(config) | {'data': {'name': HOSTILE, 'class_names': NAMES}}
+    )
     with (workdir / 'metrics.jsonl').open('a') as file:
         for step in (5010, 5015):
             file.write('\n' + json.dumps({'step': step, HOSTILE: 1.0}))
@@ -207,7 +212,9 @@ def test_attention_maps(finished, tmp_path):
     page = read(workdir)
     assert '--mode figures' not in page.text
     assert 'generator' in [image['alt'] for image in page.all('img')]
-    provenance.write(workdir, tiny.config(model__attention_block='residual'), {})
+    RunFolder(workdir).write_record(
+        provenance.record(tiny.config(model__attention_block='residual')) | {'data': {}}
+    )
     assert 'have no attention' in read(workdir).text
 
 
@@ -217,7 +224,7 @@ def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
     with pytest.raises(UserError, match='There is no run in'):
         report.write(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    provenance.write(tmp_path, config, {})
+    RunFolder(tmp_path).write_record(provenance.record(config) | {'data': {}})
     page = read(tmp_path)
     for part in ('Step 0 of 4', 'No samples yet', 'No scores yet', 'Too few steps'):
         assert part in page.text
@@ -230,11 +237,15 @@ def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
 
 
 def test_a_million_steps_come_after_fewer(tmp_path):
-    provenance.write(tmp_path, tiny.config(num_train_steps=1_000_000), {})
+    RunFolder(tmp_path).write_record(
+        provenance.record(tiny.config(num_train_steps=1_000_000)) | {'data': {}}
+    )
     for step in (1_000_000, 250_000, 0):
         grid = image_grid(picture(step), 10)
         save_png(tmp_path / 'samples' / f'{step:06d}.png', grid)
-        evaluate.write(tmp_path, step, [ROW | {'step': step, 'name': 'fid50_train', 'value': 1.0}])
+        evaluate.write(
+            RunFolder(tmp_path), step, [ROW | {'step': step, 'name': 'fid50_train', 'value': 1.0}]
+        )
     page = read(tmp_path)
     alts = [image['alt'] for image in page.all('img') if image['alt'].startswith('step')]
     assert alts == ['step 0', 'step 250,000', 'step 1,000,000']

@@ -24,6 +24,7 @@ import sagan_jax
 from sagan_jax import models
 from sagan_jax.errors import UserError
 from sagan_jax.run import provenance
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.viewing import answers, requests, serve
 from tests import tiny
 from tests.viewing.test_report import Page
@@ -256,14 +257,19 @@ def test_policies(port):
 def test_names_on_the_draw_page_are_no_html(trained_workdir, tmp_path):
     workdir = tmp_path / '<b>run & "x"'
     names = ['</option><script>alert(1)</script>', '" onload="alert(1)', "a & 'b'"]
-    provenance.write(workdir, tiny.config(), {'class_names': names})
+    RunFolder(workdir).write_record(
+        provenance.record(tiny.config()) | {'data': {'class_names': names}}
+    )
     answer = answers.create_answers(workdir, local=True)
     found = Page(answer('localhost', '/draw').body.decode())
     assert found.text.count(f'Samples of {workdir.name}') == 2
     assert f'Class all in turn {" ".join(names)} Seed' in found.text
     assert (len(found.all('script')), found.all('b')) == (1, [])
     assert not any(name.startswith('on') for _, given in found.tags for name in given)
-    provenance.write(workdir, tiny.config(model__conditioning='none'), {'class_names': names})
+    RunFolder(workdir).write_record(
+        provenance.record(tiny.config(model__conditioning='none'))
+        | {'data': {'class_names': names}}
+    )
     answer = answers.create_answers(workdir, local=True)
     assert Page(answer('localhost', '/draw').body.decode()).all('select') == []
 

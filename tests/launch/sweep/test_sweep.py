@@ -103,7 +103,7 @@ def test_every_run_is_trained_and_scored_once(alone):
         state = 1
         for _ in range(fake_sweep.STEPS):
             state = fake_sweep.scramble(state, run.name)
-        rows = runs.evaluations(run)[fake_sweep.STEPS]
+        rows = run.files.all_scores()[fake_sweep.STEPS]
         assert [row['value'] for row in rows] == [state / 7, state / 5]
         values.append(state)
         assert len(processes(run)) == 2  # one to train, one to evaluate
