@@ -354,7 +354,7 @@ def test_what_is_named_is_no_html(tmp_path):
     """Names of variants, scores, protocols, devices and the configuration stay text."""
     run = Run(HOSTILE, 0, tmp_path)
     write_run(run, 9)
-    rows = runs.evaluations(run)
+    rows = run.files.all_scores()
     for step in rows:
         write_rows(run, step, [found | {HOSTILE: HOSTILE} for found in rows[step]])
     (run.folder / runs.LOG).write_text(f'devices        {HOSTILE}\n')
