@@ -178,15 +178,11 @@ def _sample_grids(variants: dict[str, list[Result]]) -> list[Figure]:
     """The last grid of each variant, then one of real images."""
     figures, reals = [], []
     for name, group in variants.items():
-        found = [
-            (path, result)
-            for result in group
-            for path in list(result.run.files.grids().values())[-1:]
-        ]
-        if found:
-            path, result = max(found, key=lambda each: int(each[0].stem))
-            caption = f'{name}, seed {result.run.seed}, step {int(path.stem):,}'
-            figures.append(page.figure(path, caption))
+        last = [(max(grids), result) for result in group if (grids := result.run.files.grids())]
+        if last:
+            step, result = max(last, key=lambda each: each[0])
+            caption = f'{name}, seed {result.run.seed}, step {step:,}'
+            figures.append(page.figure(result.run.files.grid(step), caption))
             reals.append(result.run.files.reals)
     return figures + [page.figure(path, 'real images') for path in reals[:1] if path.exists()]
 

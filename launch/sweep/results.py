@@ -12,6 +12,7 @@ import numpy as np
 from launch.sweep import runs
 from launch.sweep.runs import Run, State
 from sagan_jax.errors import UserError
+from sagan_jax.viewing import protocols
 
 # Of a row of `evaluation/<step>.json`: what was found, and what it was found of. All the rest is
 # the protocol. The generator that is drawn from, averaged or not and with which batch statistics,
@@ -104,16 +105,16 @@ def columns(results: dict[str, list[Result]]) -> list[Column]:
                 column = found.setdefault(key, {'row': row, 'values': {}})
                 column['values'][result.run, step] = row['value']
     found = sorted(found.values(), key=lambda column: _order(column['row']))
-    names = [column['row']['name'] for column in found]
+    titles = protocols.numbered([column['row']['name'] for column in found])
     return [
         Column(
-            title=name if names.count(name) == 1 else f'{name} ({names[: index + 1].count(name)})',
-            score=score_of(name),
+            title=title,
+            score=score_of(column['row']['name']),
             protocol=protocol(column['row']),
             values=column['values'],
             real_value=column['row'].get('real_value'),
         )
-        for index, (name, column) in enumerate(zip(names, found, strict=True))
+        for title, column in zip(titles, found, strict=True)
     ]
 
 

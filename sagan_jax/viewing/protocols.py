@@ -1,9 +1,17 @@
-"""The protocols of scores, in words."""
+"""Scores that differ in their protocols: their titles, and the protocols in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _HASH = 12  # characters of a SHA-256
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Titles of scores: their names, with a number after each that occurs several times."""
+    return [
+        name if names.count(name) == 1 else f'{name} ({names[: index + 1].count(name)})'
+        for index, name in enumerate(names)
+    ]
 
 
 def in_words(

@@ -59,7 +59,7 @@ def html(workdir: Path, served: bool = False) -> str:
     record, metrics, scores = run.record(), run.metrics(), _scores(run)
     grids, classes = run.grids(), _grid_rows(run)
     latest = [series[-1] for series in scores]
-    titles = _numbered([row['name'] for row in latest])
+    titles = protocols.numbered([row['name'] for row in latest])
     return page.render(
         'run.html',
         served=served,
@@ -143,14 +143,6 @@ def _class_rows(
             row = grid[index * height : (index + 1) * height]
             figures.append(Figure(f'{name}, {kind}', page.data_uri(row)))
     return found
-
-
-def _numbered(names: Sequence[str]) -> list[str]:
-    """The names, with a number after each that occurs several times."""
-    return [
-        name if names.count(name) == 1 else f'{name} ({names[: index + 1].count(name)})'
-        for index, name in enumerate(names)
-    ]
 
 
 def _score_cells(title: str, row: Row) -> tuple[str, ...]:

@@ -1,6 +1,10 @@
-"""Protocols in words: what several scores share is said once."""
+"""Titles of scores, and protocols in words: what several scores share is said once."""
 
 from sagan_jax.viewing import protocols
+
+
+def test_only_names_that_occur_several_times_have_numbers():
+    assert protocols.numbered(['fid', 'is', 'fid']) == ['fid (1)', 'is', 'fid (2)']
 
 
 def test_what_protocols_share_is_said_once():
