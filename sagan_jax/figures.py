@@ -1,4 +1,4 @@
-"""Matplotlib figures of arrays: attention maps, curves, neighbours."""
+"""Matplotlib figures of arrays: attention maps, curves, nearest neighbours."""
 
 import math
 import os
@@ -13,15 +13,15 @@ DOT_COLOURS = ('#e6194b', '#3cb44b', '#4363d8', '#ffe119', '#f58231', '#42d4f4',
 
 
 def attention_figure(images: np.ndarray, weights: np.ndarray, points: np.ndarray) -> Figure:
-    """Where query locations look (SAGAN, figures 1 and 5): a row for each image.
+    """Attention maps of query locations (SAGAN, figures 1 and 5), one image per row.
 
-    First the image with its query locations as coloured dots, then for each of them the map of its
-    weights over the image, a cell for each key, with arrows to the most attended regions.
+    A row starts with the image and its query locations as coloured dots. For each of them follows
+    its attention map over the image, one cell per key, with arrows to the most attended regions.
 
     Args:
       images: uint8 [R, S, S, 3].
-      weights: float32 [R, N, M], of N query positions over M keys, both square grids.
-      points: int [R, K, 2], rows and columns in the query grid.
+      weights: float32 [R, N, M]: attention of N query positions to M keys, both square grids.
+      points: int [R, K, 2]: rows and columns of the query locations in the query grid.
     """
     size = images.shape[1]
     queries, keys = (math.isqrt(n) for n in weights.shape[1:])
@@ -54,10 +54,17 @@ def attention_figure(images: np.ndarray, weights: np.ndarray, points: np.ndarray
 
 
 def spread_points(weights: np.ndarray, count: int) -> np.ndarray:
-    """Query locations whose maps differ most from each other: int [count, 2], rows and columns.
+    """Chooses query locations whose attention maps differ most from each other.
 
-    Weights are float32 [N, M]. The first location is the one that is farthest from the mean map,
-    each next one the farthest from those before, in Hellinger distance.
+    The first has the map that is farthest from the mean map, each next one the map that is farthest
+    from those already chosen, in Hellinger distance.
+
+    Args:
+      weights: float32 [N, M]: attention of N query positions, a square grid, to M keys.
+      count: K, the number of locations.
+
+    Returns:
+      int [K, 2], rows and columns in the query grid.
     """
     roots = np.sqrt(weights)
     distances = np.linalg.norm(roots - np.sqrt(weights.mean(0)), axis=1)
@@ -70,7 +77,7 @@ def spread_points(weights: np.ndarray, count: int) -> np.ndarray:
 
 
 def curves_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], ylabel: str) -> Figure:
-    """Named curves over steps: `{name: (steps, values)}`."""
+    """Plots curves over training steps, given as `{name: (steps, values)}`."""
     figure = Figure(figsize=(6, 3.5), layout='constrained')
     axis = figure.subplots()
     for name, (steps, values) in curves.items():
@@ -83,37 +90,38 @@ def curves_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], ylabel: s
 
 
 def neighbours_figure(images: np.ndarray, neighbours: np.ndarray, distances: np.ndarray) -> Figure:
-    """Each image, and on its right what is nearest to it, under its distance: a row for each.
+    """Images and their nearest neighbours, one image per row.
 
     Args:
       images: uint8 [R, S, S, 3].
-      neighbours: uint8 [R, K, S, S, 3].
-      distances: float [R, K].
+      neighbours: uint8 [R, K, S, S, 3], on the right of each image.
+      distances: float [R, K], the neighbours' titles.
     """
     rows, count = distances.shape
     figure = Figure(figsize=(1.2 * (count + 1), 1.4 * rows), layout='constrained')
     axes = figure.subplots(rows, count + 1, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for row, image, near, how_near in zip(axes, images, neighbours, distances, strict=True):
+    for row, image, nearest, far in zip(axes, images, neighbours, distances, strict=True):
         row[0].imshow(image)
         row[0].set_title('sample', fontsize=8)
-        for axis, picture, distance in zip(row[1:], near, how_near, strict=True):
-            axis.imshow(picture)
+        for axis, neighbour, distance in zip(row[1:], nearest, far, strict=True):
+            axis.imshow(neighbour)
             axis.set_title(f'{distance:.3g}', fontsize=8)
     return figure
 
 
 def save_figure(path: str | os.PathLike, figure: Figure) -> None:
-    """Writes a figure in the format of the path's suffix, .png or .pdf, atomically."""
+    """Writes a figure atomically, in the format that the path's suffix names: .png or .pdf."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
 
 def _peaks(attention: np.ndarray, count: int = 3) -> list[np.ndarray]:
-    """The most attended cells, not next to each other and at least a third of the maximum."""
-    attention, least, peaks = attention.copy(), attention.max() / 3, []
-    while len(peaks) < count and attention.max() >= least:
+    """The most attended cells, at most `count`: not adjacent, at least a third of the maximum."""
+    attention, threshold = attention.copy(), attention.max() / 3
+    peaks: list[np.ndarray] = []
+    while len(peaks) < count and attention.max() >= threshold:
         row, column = np.unravel_index(attention.argmax(), attention.shape)
         peaks.append(np.array([row, column]))
         attention[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = -1

@@ -1,10 +1,10 @@
-"""The two networks against each other: what each one minimises, given its normalised parameters.
+"""The loss of each network, given its normalised parameters.
 
-These functions run on one device, inside the training step: they see this device's b images of
-the global batch, and take means over devices only where a state must agree.
+These functions run on one device, inside the training step. They see this device's b images of the
+global batch, and average over devices only the batch statistics, which all devices must share.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from sagan_jax.system.replicas import AXIS
 
 Metrics = dict[str, jax.Array]
 Labelled = tuple[jax.Array, jax.Array]  # images float32 [b, H, W, 3] in [-1, 1], labels int32 [b]
+Outputs = tuple[jax.Array, jax.Array | None]  # logits; class logits with AC-GAN
+Pair = Sequence[jax.Array]  # two arrays: of real and of generated images
 
 
 class Game(NamedTuple):
@@ -47,13 +49,17 @@ class Game(NamedTuple):
 
 
 def create_game(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> Game:
-    """The game that a configuration describes, on these devices of all processes.
+    """Creates the game that a configuration describes.
+
+    Args:
+      config: see configuration/defaults.py.
+      devices: the devices that share each batch, of all processes.
 
     Raises:
-      UserError: for a number out of its range, see configuration/checks.py; if the batch does not
-        divide by the devices and by `gradient_accumulation`; for an unknown loss; for a
-        `mismatch_weight` without a projection or classes; or for networks that do not exist, see
-        `models.create`.
+      UserError: if a number is out of range, see configuration/checks.py; if the batch size is not
+        divisible by the devices and by `gradient_accumulation`; if the loss is unknown; if
+        `mismatch_weight` is set without projection or classes; or if there are no such networks,
+        see `models.create`.
     """
     checks.check(config)
     _check_batch(config, len(devices))
@@ -62,8 +68,8 @@ def create_game(config: ml_collections.ConfigDict, devices: list[jax.Device]) ->
         config, AXIS if config.batch_norm.cross_replica else None
     )
     generator_optimizer, discriminator_optimizer = optimizers.create(config)
-    # XLA runs a convolution inside a loop on one CPU thread, some twenty times slower.
-    unroll = 0 if devices[0].platform == 'cpu' else 1  # 0: all of it
+    # XLA runs a convolution inside a loop on one CPU thread, about twenty times slower.
+    unroll = 0 if devices[0].platform == 'cpu' else 1  # 0 unrolls the whole loop
     return Game(
         config,
         generator,
@@ -86,8 +92,8 @@ def _check_batch(config: ml_collections.ConfigDict, devices: int) -> None:
         if pairs == 2:
             parts += ' times the 2 images of a pair (mode_seeking_weight)'
         raise UserError(
-            f'batch_size={config.batch_size} does not divide by {parts}: '
-            f'take a multiple of {divisor}.'
+            f'batch_size={config.batch_size} is not divisible by {parts}: '
+            f'set it to a multiple of {divisor}.'
         )
 
 
@@ -96,7 +102,8 @@ def _check_mismatch(config: ml_collections.ConfigDict) -> None:
     if config.mismatch_weight and not possible:
         raise UserError(
             f'mismatch_weight={config.mismatch_weight} needs '
-            '--config.model.conditioning=projection and two classes or more: set it to 0.'
+            '--config.model.conditioning=projection and at least two classes: set '
+            'both, or --config.mismatch_weight=0.'
         )
 
 
@@ -106,22 +113,24 @@ def _check_mismatch(config: ml_collections.ConfigDict) -> None:
 def discriminator_loss(
     game: Game, weights: Variables, batch_stats: Variables, reals: Labelled, fakes: Labelled
 ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-    """The discriminator's loss on real and on fake images, float32 [].
+    """The discriminator's loss on real and on generated images, float32 [].
 
     With `mismatch_weight`, each real image has two labels, int32 [b, 2]: its own, and a wrong one
-    with which it is to be rejected (Reed et al. 2016). With AC-GAN, the discriminator classifies
-    images of both kinds (Odena et al. 2017).
+    with which it should be rejected (Reed et al. 2016). With AC-GAN, the discriminator also
+    classifies real and generated images (Odena et al. 2017).
 
     Args:
       weights: the discriminator's normalised parameters.
       batch_stats: its batch statistics.
+      reals: real images.
+      fakes: generated images.
 
     Returns:
-      The loss, and beside it the next batch statistics and metrics of float32 [].
+      The loss, and a pair of the next batch statistics and metrics, each float32 [].
     """
     config = game.config
     (_, real_labels), (fake_images, fake_labels) = reals, fakes
-    if config.mismatch_weight:  # every image of a pass has the same number of labels
+    if config.mismatch_weight:  # all images of a pass need the same number of labels
         fakes = fake_images, jnp.stack([fake_labels, fake_labels], 1)
     (logits, class_logits), batch_stats = discriminate_both(
         game, weights, batch_stats, reals, fakes
@@ -134,7 +143,7 @@ def discriminator_loss(
     if config.mismatch_weight:
         loss += config.mismatch_weight * game.loss.rejection(wrong_logits)
         metrics['mismatch_logit'] = wrong_logits.mean()
-    if config.model.conditioning == 'acgan':
+    if class_logits is not None:  # AC-GAN
         real_classes, fake_classes = class_logits
         loss += config.model.acgan_weight * losses.classification(real_classes, real_labels)
         loss += config.model.acgan_weight * losses.classification(fake_classes, fake_labels)
@@ -161,7 +170,7 @@ def generator_loss(
       labels: int32 [b].
 
     Returns:
-      The loss, and beside it the next batch statistics and metrics of float32 [].
+      The loss, and a pair of the next batch statistics and metrics, each float32 [].
     """
     config = game.config
     if config.mode_seeking_weight:
@@ -171,7 +180,7 @@ def generator_loss(
         game, discriminator_weights, discriminator_stats, fakes, labels
     )
     loss = game.loss.generator(logits)
-    if config.model.conditioning == 'acgan':
+    if class_logits is not None:  # AC-GAN
         loss += config.model.acgan_weight * losses.classification(class_logits, labels)
     if config.mode_seeking_weight:
         loss += config.mode_seeking_weight * losses.mode_seeking(fakes, z)
@@ -184,33 +193,32 @@ def generator_loss(
 def generate(
     game: Game, weights: Variables, batch_stats: Variables, z: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, Variables]:
-    """Images float32 [b, H, W, 3] in [-1, 1], and the next batch statistics."""
+    """Returns images, float32 [b, H, W, 3] in [-1, 1], and the next batch statistics."""
     variables = {'params': weights, 'batch_stats': batch_stats}
     images, stats = game.generator.apply(variables, z, labels, train=True)
-    return images, _agreed(game, stats['batch_stats'])
+    return images, _averaged(game, stats['batch_stats'])
 
 
 def discriminate(
     game: Game, weights: Variables, batch_stats: Variables, images: jax.Array, labels: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array | None], Variables]:
-    """The pair of logits and class logits, and the next batch statistics.
+) -> tuple[Outputs, Variables]:
+    """Returns logits and class logits, as a pair, and the next batch statistics.
 
-    Logits are float32 [b], or [b, K] for K labels of each image; class logits are float32
-    [b, classes] with AC-GAN and None otherwise.
+    Logits are float32 [b], or [b, K] for K labels per image. Class logits are float32 [b, classes]
+    with AC-GAN and None otherwise.
     """
     variables = {'params': weights, 'batch_stats': batch_stats}
     outputs, stats = game.discriminator.apply(variables, images, labels, train=True)
-    if game.config.model.conditioning != 'acgan':
-        outputs = outputs, None
-    return outputs, _agreed(game, stats['batch_stats'])
+    logits, class_logits = outputs if game.config.model.conditioning == 'acgan' else (outputs, None)
+    return (logits, class_logits), _averaged(game, stats['batch_stats'])
 
 
 def discriminate_both(
     game: Game, weights: Variables, batch_stats: Variables, reals: Labelled, fakes: Labelled
-) -> tuple[Any, Variables]:
-    """`discriminate`, with a pair in place of each output: of real and of fake images.
+) -> tuple[tuple[Pair, Pair | None], Variables]:
+    """As `discriminate`, with a pair in place of each output: for real and for generated images.
 
-    One pass sees both kinds of images, except where moments of the batch would mix them.
+    Both kinds of images share one pass, unless batch norm would mix their moments.
     """
     if batch_stats:
         of_reals, batch_stats = discriminate(game, weights, batch_stats, *reals)
@@ -221,6 +229,6 @@ def discriminate_both(
     return jax.tree.map(lambda output: jnp.split(output, 2), outputs), batch_stats
 
 
-def _agreed(game: Game, batch_stats: Variables) -> Variables:
-    """Each device's own moments would leave the replicas with different running averages."""
+def _averaged(game: Game, batch_stats: Variables) -> Variables:
+    """Averages over devices what came from each device's own moments, so that replicas agree."""
     return batch_stats if game.config.batch_norm.cross_replica else lax.pmean(batch_stats, AXIS)

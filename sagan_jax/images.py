@@ -1,4 +1,4 @@
-"""Image files: decoded as upright RGB and as squares of one size; grids, written as PNG."""
+"""Image files: decoding as upright RGB or as squares of one size, grids, writing PNG."""
 
 import os
 from collections.abc import Callable
@@ -13,15 +13,15 @@ SUFFIXES = frozenset({'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
-    """Decodes a file, of an animation the first frame, as uint8 RGB [H, W, 3].
+    """Decodes an image file as uint8 RGB [H, W, 3], see `upright_rgb`.
 
-    See `upright_rgb`. Raises UserError, naming the file, when it cannot be decoded in full.
+    Takes the first frame of an animation. Raises UserError if the file cannot be decoded in full.
     """
     return _read(path, upright_rgb)
 
 
 def read_square(path: str | os.PathLike, size: int) -> np.ndarray:
-    """Decodes a file as uint8 RGB [size, size, 3]; see `square`, and `read` for what it raises."""
+    """Decodes an image file as uint8 RGB [size, size, 3], see `square`. Raises as `read` does."""
     return _read(path, lambda image: square(image, size))
 
 
@@ -31,15 +31,15 @@ def _read(path: str | os.PathLike, convert: Callable[[Image.Image], Image.Image]
             return np.asarray(convert(image))
     except Exception as error:  # what Pillow raises on a damaged file depends on the format
         raise UserError(
-            f'Cannot read the picture {path} ({error}): replace it or remove it.'
+            f'Cannot read the image {path} ({error}): replace it or remove it.'
         ) from error
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square of a picture, RGB of size × size, see `upright_rgb`.
+    """Resizes the largest centred square of an image to RGB size × size, see `upright_rgb`.
 
-    Crop and Lanczos resampling are one pass. A square of the right size already is not resampled
-    at all.
+    Lanczos resampling, which crops in the same pass. A square that already has this size is not
+    resampled.
     """
     image = upright_rgb(image)
     side = min(image.size)
@@ -52,7 +52,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as RGB: the EXIF orientation is applied, transparency composited on white."""
+    """Converts an image to RGB: applies the EXIF orientation, composites transparency on white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith('I'):  # 16-bit grey, which Pillow would clip instead of scale
         return Image.fromarray(_eight_bits(np.asarray(image))).convert('RGB')
@@ -64,11 +64,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """Lays images out in rows on white, small ones enlarged so that they can be looked at.
+    """Lays images out in rows on white. Images below 64 pixels are enlarged by a whole factor.
 
     Args:
       images: uint8 [N, H, W, 3].
-      columns: images a row; the last row may be shorter.
+      columns: images per row; the last row may be shorter.
       gap: white pixels between images.
 
     Returns:
@@ -94,5 +94,5 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:
-    """0 … 65535 to 0 … 255, rounded to the nearest."""
+    """Scales 0 … 65535 to 0 … 255, rounded to the nearest."""
     return ((np.clip(grey, 0, 65535).astype(np.int64) * 2 + 257) // 514).astype(np.uint8)

@@ -16,8 +16,8 @@ class Loss(NamedTuple):
     Attributes:
       discriminator: `discriminator(real_logits, fake_logits)`, both float32 [B].
       generator: `generator(fake_logits)`.
-      rejection: `rejection(logits)`, the discriminator's loss on what it should refuse: the half
-        of `discriminator` that falls on the fakes.
+      rejection: `rejection(logits)`, the discriminator's loss on images that it should reject:
+        the term of `discriminator` for generated images.
     """
 
     discriminator: Callable[[jax.Array, jax.Array], jax.Array]
@@ -56,15 +56,21 @@ def non_saturating_generator(fake_logits: jax.Array) -> jax.Array:
 
 
 def mode_seeking(images: jax.Array, z: jax.Array) -> jax.Array:
-    """E[|z₁ - z₂| / (|G(z₁) - G(z₂)| + ε)], small if z makes a difference (Mao et al. 2019).
+    """E[|z₁ - z₂| / (|G(z₁) - G(z₂)| + ε)], small if different z give different images.
 
-    The pairs are neighbours in the batch: images float32 [B, H, W, 3] in [-1, 1] and z
-    float32 [B, z_dim], B even. Distances are means of absolute differences. ε is 0.01, so that
-    equal images have a finite gradient; the ratio is taken pair by pair, where the authors' code
-    divides the means over a batch, so that it does not depend on how devices share one.
+    Mode seeking (Mao et al. 2019). Distances are means of absolute differences. ε is 0.01, so that
+    equal images have a finite gradient. The authors' code divides the means over a batch; here the
+    ratio is taken for each pair, so that it does not depend on how devices share a batch.
+
+    Args:
+      images: float32 [B, H, W, 3] in [-1, 1], B even; neighbours in the batch are pairs.
+      z: float32 [B, z_dim], from which the images were generated.
+
+    Returns:
+      float32 [].
     """
 
-    def distance(values):  # [B, …] → [B/2]
+    def distance(values: jax.Array) -> jax.Array:  # [B, …] → [B/2]
         pairs = values.reshape(len(values) // 2, 2, -1)
         return jnp.abs(pairs[:, 0] - pairs[:, 1]).mean(-1)
 
@@ -74,8 +80,8 @@ def mode_seeking(images: jax.Array, z: jax.Array) -> jax.Array:
 def classification(class_logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-E[log p(label)], AC-GAN's auxiliary loss (Odena et al. 2017, equation 3).
 
-    class_logits float32 [B, classes], labels int [B]; the generator and the discriminator both
-    lower it, on generated and, the discriminator, on real images.
+    Both networks minimise it on generated images, and the discriminator on real ones too.
+    class_logits is float32 [B, classes], labels int [B]; returns float32 [].
     """
     return optax.softmax_cross_entropy_with_integer_labels(class_logits, labels).mean()
 
@@ -89,7 +95,7 @@ LOSSES = {
 
 
 def get(name: str) -> Loss:
-    """The pair called `name`, or a `UserError` that lists what there is."""
+    """The loss called `name`. Raises UserError if there is none of this name."""
     if name not in LOSSES:
         raise UserError(
             f'There is no loss {name!r}: choose --config.loss from {", ".join(LOSSES)}.'

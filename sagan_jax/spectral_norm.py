@@ -1,8 +1,8 @@
 """Spectral normalisation as a pure function over a parameter tree (Miyato et al., ICLR 2018).
 
-The statistics are a collection of their own, `spectral_stats`: a tree shaped like the parameters
-that holds, at each normalised weight, the power iteration's vector `u` and the last estimate
-`sigma` of the largest singular value. Nothing in it depends on data.
+The statistics are a separate collection, `spectral_stats`: a tree shaped like the parameters. At
+each normalised weight it holds the vector `u` of the power iteration and `sigma`, the last estimate
+of the largest singular value. They do not depend on data.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from flax import traverse_util
 
 Tree = dict[str, Any]
 
-# Convolution and dense kernels, and the discriminator's label embedding; biases, the gammas of
-# attention and the tables of conditional batch norm stay as they are.
+# Convolution and dense kernels, and the discriminator's label embedding. Biases, the gammas of
+# attention and the tables of conditional batch norm are not normalised.
 NORMALISED = ('kernel', 'embedding')
 
 
 def init(key: jax.Array, params: Tree) -> Tree:
-    """Fresh statistics: `u` truncated normal as in the official code, `sigma` 1.
+    """Initial statistics: `u` truncated normal as in the official code, `sigma` 1.
 
     Args:
       key: a typed PRNG key.
@@ -42,15 +42,14 @@ def init(key: jax.Array, params: Tree) -> Tree:
 def normalise(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12) -> tuple[Tree, Tree]:
     """Divides each weight that has statistics by its largest singular value.
 
-    For W [in, out] (a kernel flattened to [-1, out], the embedding transposed), one power
-    iteration gives v = Wu/‖Wu‖ and the next u = Wᵀv/‖Wᵀv‖, and they σ = vᵀWu, all in float32. In
-    the gradient u and v are constants, so ∂σ/∂W = vuᵀ (Miyato et al. 2018, section 2.1 and
-    equation 12).
+    W is [in, out]: a kernel flattened to [-1, out], or the transposed embedding. One power
+    iteration gives v = Wu/‖Wu‖, the next u = Wᵀv/‖Wᵀv‖ and σ = vᵀWu, all in float32. u and v are
+    constants in the gradient, so ∂σ/∂W = vuᵀ (Miyato et al. 2018, section 2.1 and equation 12).
 
     Args:
       params: the parameter tree.
-      spectral_stats: a tree from `init`; where it holds nothing, the parameter is returned as is,
-        so that an empty tree means a network without spectral normalisation.
+      spectral_stats: a tree from `init`. Parameters without an entry are returned unchanged; an
+        empty tree switches spectral normalisation off.
       epsilon: added to the norms; 1e-12 in the official code.
 
     Returns:
@@ -67,11 +66,20 @@ def normalise(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12) -> tup
     return traverse_util.unflatten_dict(flat), traverse_util.unflatten_dict(stats)
 
 
-def converge(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12, limit: int = 1000) -> Tree:
-    """Iterates until no σ changes by more than 1e-6 of itself, or `limit` times.
+def converge(
+    params: Tree, spectral_stats: Tree, epsilon: float = 1e-12, max_iterations: int = 1000
+) -> Tree:
+    """Repeats the power iteration until no σ changes by more than a relative 1e-6.
 
-    One iteration a step is enough while training, where parameters move slowly; weights that are
-    to be used for good, averaged ones above all, deserve their true σ.
+    One iteration per step is enough in training, where parameters move slowly. The weights of a
+    frozen network, averaged ones in particular, need the converged σ.
+
+    Args:
+      params, spectral_stats, epsilon: as for `normalise`.
+      max_iterations: where to stop if σ has not converged.
+
+    Returns:
+      A tree shaped like `spectral_stats`.
     """
 
     def sigmas(stats):
@@ -81,7 +89,7 @@ def converge(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12, limit: 
     def unfinished(carry):
         count, before, after = carry
         change = jnp.abs(sigmas(after) / sigmas(before) - 1)
-        return (count < limit) & (change.max() > 1e-6)
+        return (count < max_iterations) & (change.max() > 1e-6)
 
     def iterate(carry):
         count, _, stats = carry
@@ -94,14 +102,14 @@ def converge(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12, limit: 
 
 
 def largest_sigma(spectral_stats: Tree) -> jax.Array:
-    """The largest σ at the last normalisation, float32 []; 0 for a network without any."""
+    """The largest σ at the last normalisation, float32 []; 0 for empty statistics."""
     flat = traverse_util.flatten_dict(spectral_stats)
     sigmas = [value for path, value in flat.items() if path[-1] == 'sigma']
     return jnp.max(jnp.stack(sigmas)) if sigmas else jnp.zeros(())
 
 
 def _matrix(path: tuple[str, ...], weight: jax.Array) -> jax.Array:
-    if path[-1] == 'embedding':  # the official code normalises its transpose: u per class
+    if path[-1] == 'embedding':  # the official code normalises its transpose: u has one per class
         return weight.T
     return weight.reshape(-1, weight.shape[-1])
 

@@ -1,6 +1,6 @@
-"""What a training step changes, and how it begins."""
+"""The state of training and its initial value."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ from sagan_jax.streams import Stream, stream_key
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """Everything that a training step changes.
 
     Attributes:
-      step: int32 [], steps done.
-      generator, discriminator: their variables, see `models.Network`.
-      generator_opt, discriminator_opt: Adam's moments.
-      ema_params: the averaged generator's parameters; parameters only, never statistics.
-      restarts: int32 [], how often the run went back after it had diverged; it chooses the noise.
+      step: int32 [], completed steps.
+      generator, discriminator: the variables of the networks, see `models.Network`.
+      generator_opt, discriminator_opt: the moments of Adam.
+      ema_params: the averaged parameters of the generator. Its statistics are not averaged.
+      restarts: int32 [], divergence restarts so far; the noise depends on them.
     """
 
     step: jax.Array
@@ -28,12 +28,12 @@ class TrainState(NamedTuple):
     discriminator: Variables
     generator_opt: optax.OptState
     discriminator_opt: optax.OptState
-    ema_params: Any
+    ema_params: Variables
     restarts: jax.Array
 
 
 def create_state(config: ml_collections.ConfigDict) -> TrainState:
-    """The state before the first step, a function of `config.seed`."""
+    """Creates the state before the first step, a function of `config.seed`."""
     generator, discriminator = models.create(config)
     generator_optimizer, discriminator_optimizer = optimizers.create(config)
 

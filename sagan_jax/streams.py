@@ -1,13 +1,14 @@
-"""Every random number of a run, as a function of its seed, a named stream and a step."""
+"""The random keys of a run: functions of its seed, a named stream and a step."""
 
 import enum
 
 import jax
 import ml_collections
+from jax.typing import ArrayLike
 
 
 class Stream(enum.IntEnum):
-    """One number for each use of randomness, so that no two uses ever share a key."""
+    """A number for each use of randomness, so that no two uses share a key."""
 
     PARAMETERS = 0
     DISCRIMINATOR_NOISE = 1  # z and labels of the fakes that the discriminator is trained on
@@ -15,17 +16,17 @@ class Stream(enum.IntEnum):
     DATA_ORDER = 3
     AUGMENTATION = 4
     SAMPLING = 5  # the fixed noise of the sample grids
-    STANDING_STATISTICS = 6  # noise over which a frozen generator's batch statistics are taken
-    EVALUATION_NOISE = 7  # z of the images that are scored, a step for each image
+    STANDING_STATISTICS = 6  # z and labels from which a frozen generator's moments are estimated
+    EVALUATION_NOISE = 7  # z of the images that are scored; the step is an image's index
     EVALUATION_LABELS = 8
-    NUMBERED_NOISE = 9  # z of the images that a trained model is asked for, a step for each
-    WRONG_LABELS = 10  # of real images, for the discriminator to refuse
+    NUMBERED_NOISE = 9  # z of a trained model's samples; the step is a sample's number
+    WRONG_LABELS = 10  # labels of real images that the discriminator learns to reject
 
 
-_RESTART = 1000  # between the numbers of a stream before and after a restart
+_RESTART = 1000  # added to a stream's number at each divergence restart
 
 
-def stream_key(seed: int, stream: int | jax.Array, step: int | jax.Array = 0) -> jax.Array:
+def stream_key(seed: ArrayLike, stream: ArrayLike, step: ArrayLike = 0) -> jax.Array:
     """The typed key of `stream` at `step`: `fold_in(fold_in(key(seed), stream), step)`."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
@@ -33,12 +34,12 @@ def stream_key(seed: int, stream: int | jax.Array, step: int | jax.Array = 0) ->
 def draw_noise(
     config: ml_collections.ConfigDict,
     stream: Stream,
-    step: int | jax.Array,
-    restarts: int | jax.Array = 0,
+    step: ArrayLike,
+    restarts: ArrayLike = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """A global batch of z, float32 [B, z_dim], standard normal, and labels, int32 [B], uniform.
+    """Draws a global batch: z standard normal, float32 [B, z_dim]; labels uniform, int32 [B].
 
-    Other ones after each restart of a run that diverged.
+    Each divergence restart draws different noise.
     """
     key = stream_key(config.seed, stream + _RESTART * restarts, step)
     z_key, labels_key = jax.random.split(key)

@@ -1,14 +1,14 @@
-"""One synchronous training step over all devices, and the only place that says pmap.
+"""One synchronous training step over all devices, and the only use of pmap.
 
 A step is `discriminator_steps` updates of the discriminator and then one of the generator. The
 functions of a step are written for one device, with collectives over the axis `AXIS`. Those that
-create a step map it over the devices; outside, the state keeps its plain shapes and the batch is
-the global one. All randomness is a function of the configuration's seed and the step number: it is
-drawn for the global batch and each device takes its rows, so that the number of devices changes
-nothing but the order of additions.
+create a step map it over the devices; outside, the state has no device axis and the batch is the
+global one. All randomness is a function of the configuration's seed and the step number. It is
+drawn for the global batch and each device takes its rows, so that the number of devices only
+changes the order of additions.
 
-In shapes, S is `steps_per_call`, D `discriminator_steps`, B `batch_size`, and b the share of B
-that one device takes.
+In shapes, S is `steps_per_call`, D `discriminator_steps`, B `batch_size`, and b the images of a
+batch on one device.
 """
 
 from collections.abc import Callable
@@ -38,14 +38,14 @@ PullBack = Callable[[Variables], tuple[Variables]]
 def train_step(
     game: Game, state: TrainState, images: jax.Array, labels: jax.Array
 ) -> tuple[TrainState, Metrics]:
-    """D updates of the discriminator, then one of the generator.
+    """Updates the discriminator D times, then the generator once.
 
     Args:
       images: real images, uint8 [D, b, H, W, 3].
       labels: int32 [D, b].
 
     Returns:
-      The next state, and metrics of float32 [].
+      The next state, and metrics, each float32 [].
     """
     updates = game.config.discriminator_steps
     weights, pull_back, spectral_stats = normalise(game, state.generator)
@@ -67,11 +67,11 @@ def update_discriminator(
     images: jax.Array,
     labels: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """One update of the discriminator; its u and the generator's batch statistics advance once.
+    """Updates the discriminator once; its u and the generator's batch statistics advance too.
 
     Args:
       generator_weights: the generator's normalised parameters.
-      update: int32 [], the number of updates before this one, which decides what is drawn.
+      update: int32 [], the updates before this one; the noise depends on it.
       images: real images, uint8 [b, H, W, 3].
       labels: int32 [b].
     """
@@ -109,9 +109,10 @@ def update_generator(
     pull_back: PullBack,
     spectral_stats: Variables,
 ) -> tuple[TrainState, Metrics]:
-    """The update of the generator and of its average, from what `normalise` returned for it.
+    """Updates the generator and its average; the discriminator's u does not advance.
 
-    The discriminator is normalised with its next u, which this update does not keep.
+    Args:
+      weights, pull_back, spectral_stats: what `normalise` returned for the generator.
     """
     config, discriminator = game.config, state.discriminator
     d_weights, _, _ = normalise(game, discriminator)
@@ -139,7 +140,7 @@ def update_generator(
 
 
 def measure(state: TrainState) -> Metrics:
-    """The largest σ of each network and every gamma, as `generator_gamma32`: float32 []."""
+    """The largest σ of each network, and every gamma, as in `generator_gamma32`: float32 []."""
     metrics = {}
     for network in ('generator', 'discriminator'):
         variables = getattr(state, network)
@@ -151,14 +152,14 @@ def measure(state: TrainState) -> Metrics:
 
 
 def normalise(game: Game, variables: Variables) -> tuple[Variables, PullBack, Variables]:
-    """Spectral normalisation of a network, once for each update of its parameters.
+    """Applies spectral normalisation to a network, once per update of its parameters.
 
     Returns:
       The normalised parameters; a function that pulls a gradient with respect to them back to the
       parameters; and the next spectral statistics.
     """
 
-    def weights(params):
+    def weights(params: Variables) -> tuple[Variables, Variables]:
         epsilon = game.config.spectral_norm.epsilon
         return spectral_norm.normalise(params, variables['spectral_stats'], epsilon)
 
@@ -170,14 +171,14 @@ def mean_gradients(
 ) -> tuple[Any, Metrics, Variables]:
     """Gradients of `loss(weights, stats, part) -> (value, (stats, metrics))` over a whole batch.
 
-    Each of `gradient_accumulation` parts of this device's batch is computed in turn.
+    This device's batch is divided into `gradient_accumulation` parts, computed one after the other.
 
     Returns:
-      The last batch statistics; the metrics and the gradients with respect to `weights`, which
-      are means over all parts and devices.
+      The batch statistics after the last part; the metrics; and the gradients with respect to
+      `weights`. Metrics and gradients are means over all parts and devices.
     """
 
-    def gradients(stats, part):
+    def gradients(stats: Any, part: Any) -> tuple[Any, tuple[Metrics, Variables]]:
         grads, (stats, metrics) = jax.grad(loss, has_aux=True)(weights, stats, part)
         return stats, (metrics, grads)
 
@@ -189,7 +190,11 @@ def mean_gradients(
 def accumulate(
     game: Game, function: Callable[[Any, Any], tuple[Any, Any]], stats: Any, batch: Any
 ) -> tuple[Any, Any]:
-    """The last statistics and the mean values of `function(stats, part) -> (stats, values)`."""
+    """Runs `function(stats, part) -> (stats, values)` over all parts of a batch in turn.
+
+    Returns:
+      The statistics after the last part, and the means of the values over the parts.
+    """
     count = game.config.gradient_accumulation
     if count == 1:
         return function(stats, batch)
@@ -210,21 +215,21 @@ def accumulate(
 
 
 def own_rows(game: Game, array: jax.Array) -> jax.Array:
-    """This device's rows, [b, …], of something drawn for the global batch, [B, …]."""
+    """This device's rows, [b, …], of an array drawn for the global batch, [B, …]."""
     start = lax.axis_index(AXIS) * game.local_batch
     return lax.dynamic_slice_in_dim(array, start, game.local_batch)
 
 
 def draw(
-    game: Game, stream: Stream, number: jax.Array, restarts: jax.Array
+    game: Game, stream: Stream, index: jax.Array, restarts: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """This device's z, float32 [b, z_dim], and labels, int32 [b], see `streams.draw_noise`."""
-    z, labels = draw_noise(game.config, stream, number, restarts)
+    z, labels = draw_noise(game.config, stream, index, restarts)
     return own_rows(game, z), own_rows(game, labels)
 
 
 def real_images(game: Game, images: jax.Array, update: jax.Array) -> jax.Array:
-    """uint8 → float32 in [-1, 1], half of them mirrored if the configuration says so."""
+    """Scales uint8 to float32 in [-1, 1]; mirrors half of the images with `dataset.flip`."""
     config = game.config
     images = images.astype(jnp.float32) * (2 / 255) - 1
     if not config.dataset.flip:
@@ -235,7 +240,7 @@ def real_images(game: Game, images: jax.Array, update: jax.Array) -> jax.Array:
 
 
 def real_labels(game: Game, labels: jax.Array, update: jax.Array) -> jax.Array:
-    """labels int32 [b]; with `mismatch_weight` [b, 2], the second one of the other classes."""
+    """Labels int32 [b]; with `mismatch_weight` int32 [b, 2], where the second label is wrong."""
     config, classes = game.config, game.config.dataset.num_classes
     if not config.mismatch_weight:
         return labels
@@ -254,18 +259,18 @@ def create_train_step(
 
     Args:
       config: see configuration/defaults.py.
-      devices: the devices to run on; by default all, of all processes.
+      devices: the devices to run on; by default the devices of all processes.
 
     Returns:
-      A function of the state, which is donated, and of D batches of real images for each step, on
-      the host: images uint8 [S·D·B, H, W, 3] and labels int32 [S·D·B]. One of several processes
-      gives its `local_rows` of each alone. The metrics are float32 [S], one value a step: both
-      losses, the mean logit on real and on fake images, the norms of both gradients, the largest
-      σ of each network and every gamma; with `mismatch_weight` the mean logit on wrong labels;
-      with AC-GAN the classifier's accuracy on real and on fake images.
+      A function of the state, which is donated, and of D batches of real images per step, on the
+      host: images uint8 [S·D·B, H, W, 3] and labels int32 [S·D·B]. If there are several processes,
+      each passes its `local_rows` of them. The metrics are float32 [S], one value per step: both
+      losses, the mean logits on real and on generated images, the norms of both gradients, the
+      largest σ of each network and every gamma; with `mismatch_weight`, the mean logit on wrong
+      labels; with AC-GAN, the classifier's accuracy on real and on generated images.
 
     Raises:
-      UserError: for a configuration that cannot work on these devices, see `create_game`.
+      UserError: if the configuration cannot run on these devices, see `create_game`.
     """
     devices = devices or distributed.all_devices()
     game = create_game(config, devices)
@@ -287,12 +292,15 @@ def create_gathering_train_step(
     """Builds `train_step(state, rows) -> (state, metrics)`, which gathers batches on the devices.
 
     Args:
-      config, devices: as for `create_train_step`, which raises the same errors.
-      dataset: images uint8 [N, H, W, 3] and labels int32 [N], of which every device keeps a copy.
+      config, devices: as for `create_train_step`.
+      dataset: images uint8 [N, H, W, 3] and labels int32 [N]; every device keeps a copy.
 
     Returns:
-      The function that `create_train_step` builds, except that it takes int32 [S·D·B] on the host,
-      rows of the dataset, in place of the images and labels.
+      As `create_train_step`, except that the function takes rows of the dataset, int32 [S·D·B] on
+      the host, in place of images and labels.
+
+    Raises:
+      UserError: as `create_train_step`.
     """
     devices = devices or distributed.all_devices()
     game = create_game(config, devices)
@@ -309,7 +317,7 @@ def create_gathering_train_step(
 
 
 def local_rows(config: ml_collections.ConfigDict) -> np.ndarray:
-    """Which rows of one call's batches this process's devices take, int [S·D·B / processes]."""
+    """The rows of one call's batches for this process's devices, int [S·D·B / processes]."""
     devices = distributed.all_devices()
     here = [index for index, device in enumerate(devices) if device in jax.local_devices()]
     batches = config.steps_per_call * config.discriminator_steps
@@ -317,8 +325,10 @@ def local_rows(config: ml_collections.ConfigDict) -> np.ndarray:
     return rows[:, here].reshape(-1)
 
 
-def _on_each(devices: list[jax.Device], steps: Callable, in_axes: tuple) -> Callable:
-    """`steps(state, …) -> (state, metrics)` on each device; the state is donated."""
+def _on_each(
+    devices: list[jax.Device], steps: Callable, in_axes: tuple[int | None, ...]
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Maps `steps(state, …) -> (state, metrics)` over the devices. The state is donated."""
     return jax.pmap(
         steps, AXIS, in_axes=in_axes, out_axes=(None, None), devices=devices, donate_argnums=0
     )

@@ -1,4 +1,4 @@
-"""The losses of both networks, from networks with parameters of their own."""
+"""The losses of both networks, computed again from the networks' outputs."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ from tests import tiny
 
 
 def create(**overrides):
-    """A game on one device, and weights of its generator and its discriminator."""
+    """A game on one device, and the variables of its generator and its discriminator."""
     game = create_game(tiny.config(**overrides), jax.devices()[:1])
     keys = jax.random.split(jax.random.key(0))
     networks = game.generator, game.discriminator
@@ -30,7 +30,7 @@ def create(**overrides):
 
 
 def on_one_device(function):
-    """A function of the step, which is written for one of several devices."""
+    """Runs a function that uses collectives, as inside the training step."""
     return jax.jit(jax.vmap(function, None, None, axis_name=AXIS, axis_size=1))
 
 
@@ -71,8 +71,8 @@ def test_acgan_classifies_real_and_generated_images():
 
 
 @pytest.mark.parametrize('architecture', ['pyramid', 'dcgan'])
-def test_real_images_see_nothing_of_generated_ones(architecture):
-    """In one pass without batch moments, in two passes with them."""
+def test_logits_of_real_images_do_not_depend_on_generated_ones(architecture):
+    """In one pass without batch norm, in two passes with it."""
     overrides = {
         'model__architecture': architecture,
         'model__conditioning': 'none',
@@ -90,7 +90,7 @@ def test_real_images_see_nothing_of_generated_ones(architecture):
 
 @pytest.mark.parametrize('length', [1, 3])
 def test_a_step_on_a_cpu_has_no_loops(length):
-    """XLA runs a convolution inside a loop on one thread of a CPU."""
+    """XLA runs a convolution inside a loop on one CPU thread."""
     game, _, _ = create()
 
     def running_sum(values):
@@ -118,7 +118,7 @@ def test_mode_seeking_compares_images_of_one_class():
     np.testing.assert_allclose(loss, -logits.mean() + 0.5 * ratios.mean(), rtol=1e-4)
 
 
-def test_pairs_are_not_parted_by_devices():
+def test_mode_seeking_needs_an_even_batch_on_each_device():
     config = tiny.config(batch_size=4, mode_seeking_weight=0.5)
     with pytest.raises(UserError, match=r'4 devices times the 2 images of a pair .* multiple of 8'):
         create_game(config, jax.devices()[:4])

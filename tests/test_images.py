@@ -15,7 +15,7 @@ def noise():
     return np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 
 
-def saved(tmp_path, image, name='picture.png', **options):
+def saved(tmp_path, image, name='image.png', **options):
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     image.save(tmp_path / name, **options)
@@ -23,7 +23,7 @@ def saved(tmp_path, image, name='picture.png', **options):
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.bmp', 'a.webp', 'a.tiff'])
-def test_lossless_at_its_own_size(tmp_path, noise, name):
+def test_an_image_of_the_right_size_is_read_unchanged(tmp_path, noise, name):
     path = saved(tmp_path, noise, name, **({'lossless': True} if name == 'a.webp' else {}))
     result = read_square(path, 32)
     assert result.dtype == np.uint8
@@ -39,7 +39,7 @@ def test_crops_the_centre(tmp_path, noise, pad):
 def lanczos(row, start, length, size):
     """Resamples row[start : start + length] along the first axis by the Lanczos-3 kernel.
 
-    Near the ends of the stretch the kernel sees what lies beyond them.
+    Near both ends the kernel reaches rows outside the slice.
     """
     scale = length / size
     stretch = max(scale, 1)  # to the output's pixels, against aliasing
@@ -54,9 +54,9 @@ def lanczos(row, start, length, size):
 
 @pytest.mark.parametrize('size', [12, 20, 33, 50, 200])
 def test_resizes_by_lanczos(tmp_path, size):
-    picture = np.random.default_rng(1).integers(60, 190, (size, size + 9, 3), np.uint8)
-    result = read_square(saved(tmp_path, picture), 32)
-    columns = lanczos(picture.astype(float).swapaxes(0, 1), 4, size, 32)
+    image = np.random.default_rng(1).integers(60, 190, (size, size + 9, 3), np.uint8)
+    result = read_square(saved(tmp_path, image), 32)
+    columns = lanczos(image.astype(float).swapaxes(0, 1), 4, size, 32)
     expected = lanczos(columns.swapaxes(0, 1), 0, size, 32)
     # Pillow rounds to whole numbers between its two passes.
     np.testing.assert_allclose(result, np.clip(expected, 0, 255), atol=1.5)
@@ -161,7 +161,7 @@ def test_truncated(tmp_path, noise, name, share):
     path = saved(tmp_path, noise, name)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=f'Cannot read the picture .*{name}.* remove it'):
+    with pytest.raises(UserError, match=f'Cannot read the image .*{name}.* remove it'):
         read_square(path, 32)
 
 
@@ -169,7 +169,7 @@ def test_truncated(tmp_path, noise, name, share):
 
 
 def waves(seed):
-    """A smooth picture, of which a decoder's rubbish is far away."""
+    """A smooth image, which differs clearly from what a decoder makes of damaged data."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(40, 300, 2)
     y, x = np.mgrid[:height, :width] / 100
@@ -194,13 +194,13 @@ def zeroed(content, share):
 
 
 def with_size(png, width, height):
-    """The same PNG with another size in its header, whose checksum is right."""
+    """The same PNG with another size in its header and a correct checksum."""
     header = b'IHDR' + struct.pack('>II', width, height) + png[24:29]
     return png[:12] + header + struct.pack('>I', zlib.crc32(header)) + png[33:]
 
 
 def broken_files():
-    """(name, content, whether it can be read although)."""
+    """Yields (seed of the image, file name, content, whether it can be read)."""
     for seed in range(8):
         image = waves(seed)
         originals = {
@@ -229,7 +229,7 @@ def broken_files():
         yield seed, 'animated.webp', encoded(image, 'WEBP', quality=92, **animation), True
 
 
-def test_broken_files_are_read_rightly_or_named(tmp_path):
+def test_broken_files_are_read_correctly_or_named_in_the_error(tmp_path):
     count = 0
     for seed, name, content, readable in broken_files():
         path = tmp_path / name
@@ -239,7 +239,7 @@ def test_broken_files_are_read_rightly_or_named(tmp_path):
             expected = np.asarray(square(waves(seed), 32)).astype(int)
             assert abs(read_square(path, 32) - expected).mean() < 8, name
         else:
-            with pytest.raises(UserError, match=f'Cannot read the picture {path} '):
+            with pytest.raises(UserError, match=f'Cannot read the image {path} '):
                 read_square(path, 32)
     assert count >= 200
 
@@ -254,7 +254,7 @@ def test_grid_places_every_image():
     for index in range(5):
         y, x = 2 + index // 3 * 66, 2 + index % 3 * 66
         assert (grid[y : y + 64, x : x + 64] == index).all()
-    assert (grid[68:, 134:] == 255).all()  # the sixth place stays white
+    assert (grid[68:, 134:] == 255).all()  # the sixth cell is white
     assert (grid[:2] == 255).all()
     assert (grid[:, :2] == 255).all()
 

@@ -45,7 +45,7 @@ def test_non_saturating():
 def test_mode_seeking():
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (6, 4, 4, 3)).astype(np.float32)
-    images[3] = images[2]  # a pair that is equal
+    images[3] = images[2]  # a pair of equal images
     z = rng.normal(size=(6, 5)).astype(np.float32)
     ratios = [
         np.abs(z[i] - z[i + 1]).mean() / (np.abs(images[i] - images[i + 1]).mean() + 0.01)
@@ -54,7 +54,7 @@ def test_mode_seeking():
     np.testing.assert_allclose(losses.mode_seeking(images, z), np.mean(ratios), rtol=1e-5)
     gradient = jax.grad(losses.mode_seeking)(images, z)
     assert np.isfinite(gradient).all()
-    # A step against the gradient parts the images of a pair.
+    # A step against the gradient moves the images of a pair apart.
     apart = images - 0.01 * np.sign(gradient)
     for i in (0, 4):
         before, after = (np.abs(x[i] - x[i + 1]).mean() for x in (images, apart))

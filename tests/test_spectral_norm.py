@@ -23,7 +23,7 @@ def example(seed=0):
 
 
 def matrices(params):
-    """Each normalised weight as the matrix whose largest singular value counts."""
+    """Each normalised weight as the matrix whose largest singular value is σ."""
     return {
         'conv': np.asarray(params['conv']['kernel']).reshape(-1, 6),
         'embed': np.asarray(params['embed']['embedding']),
@@ -31,12 +31,12 @@ def matrices(params):
     }
 
 
-def test_statistics_mirror_the_normalised_weights_alone():
+def test_statistics_exist_for_normalised_weights_only():
     stats = spectral_norm.init(jax.random.key(0), example())
     shapes = jax.tree.map(jnp.shape, stats)
     assert shapes == {
         'conv': {'kernel': {'u': (6,), 'sigma': ()}},
-        'embed': {'embedding': {'u': (5,), 'sigma': ()}},  # one entry a class
+        'embed': {'embedding': {'u': (5,), 'sigma': ()}},  # one entry per class
         'attention16': {'query': {'kernel': {'u': (2,), 'sigma': ()}}},
     }
     assert np.abs(stats['conv']['kernel']['u']).max() <= 2  # truncated normal
@@ -82,7 +82,7 @@ def test_sigma_converges_to_the_largest_singular_value():
     np.testing.assert_allclose(spectral_norm.largest_sigma(stats), largest, rtol=1e-4)
 
 
-def test_without_statistics_parameters_are_returned_as_they_are():
+def test_parameters_without_statistics_are_returned_unchanged():
     params = example()
     weights, stats = spectral_norm.normalise(params, {})
     chex.assert_trees_all_equal(weights, params)
@@ -91,7 +91,7 @@ def test_without_statistics_parameters_are_returned_as_they_are():
 
 
 def test_gradient_holds_u_and_v_constant():
-    """∂/∂W of f(W/σ), σ = vᵀWu, by finite differences with u and v held by hand."""
+    """∂/∂W of f(W/σ), σ = vᵀWu, by finite differences with constant u and v."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         matrix, target = rng.normal(size=(7, 4)), rng.normal(size=(7, 4))
@@ -113,5 +113,5 @@ def test_gradient_holds_u_and_v_constant():
             step = np.zeros_like(matrix)
             step[index] = 1e-5
             difference = (by_hand(matrix + step) - by_hand(matrix - step)) / 2e-5
-            # σ is taken in float32, whatever the weights are.
+            # σ is computed in float32, whatever the dtype of the weights.
             np.testing.assert_allclose(gradient[index], difference, rtol=1e-4, atol=1e-5)

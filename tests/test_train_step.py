@@ -1,4 +1,4 @@
-"""One synchronous step: over any number of devices, and against plain rules for its parts."""
+"""One synchronous step: on any number of devices, and each part against its definition."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ from tests import tiny
 
 
 def open_gammas(state):
-    """Attention switched on: with gamma at 0 the gradients inside it would all be 0."""
+    """Sets every gamma to 0.5; at 0, all gradients inside attention would be 0."""
 
     def open_gamma(path, leaf):
         return leaf + 0.5 if path[-1].key == 'gamma' else leaf
@@ -39,12 +39,13 @@ def open_gammas(state):
 
 
 def base(**overrides):
-    """One configuration for nearly every test here: each other one is compiled anew.
+    """One configuration for most tests here, because each other one has to be compiled.
 
-    Adam moves a parameter whose gradient is only rounding noise, like a bias in front of batch
-    norm, by its whole rate in a random direction. An epsilon above that noise keeps this out of
-    comparisons over several steps. With seed 0 gradients are 1e-3 apart on one and two devices in
-    float32, if XLA does not optimise, and equal in float64: rounding tips a ReLU or a maximum.
+    Adam moves a parameter whose gradient is rounding noise, such as a bias in front of batch norm,
+    by the whole learning rate in a random direction. An epsilon above that noise keeps this out of
+    comparisons over several steps. With seed 0, unoptimised XLA and float32, gradients on one and
+    on two devices differ by 1e-3, because rounding flips a ReLU or a maximum; in float64 they are
+    equal.
     """
     settings = {
         'seed': 1,
@@ -81,8 +82,8 @@ def first_step():
     return before, {devices: run(base(), devices, 1)[0] for devices in (1, 2, 8)}
 
 
-def test_accumulated_gradients_are_those_of_as_many_devices(alone_on_devices):
-    """Two parts on each of four devices have the moments that eight on their own have."""
+def test_accumulated_gradients_equal_those_on_more_devices(alone_on_devices):
+    """Two parts on each of four devices have the batch moments of eight devices."""
     config = base(gradient_accumulation=2, batch_norm__cross_replica=False)
     accumulated = run(config, 4, 1)[0]
     one, several = gradients(accumulated), gradients(alone_on_devices)
@@ -91,7 +92,7 @@ def test_accumulated_gradients_are_those_of_as_many_devices(alone_on_devices):
         assert difference <= 1e-4 * np.linalg.norm(gradient) + 1e-4, path
 
 
-def test_images_gathered_on_the_devices_train_like_those_from_the_host():
+def test_gathering_batches_on_the_devices_changes_nothing():
     config = base()
     images, labels = tiny.batch(base(batch_size=40), seed=3)
     rows = np.random.default_rng(0).integers(0, 40, 8).astype(np.int32)
@@ -106,7 +107,7 @@ def test_images_gathered_on_the_devices_train_like_those_from_the_host():
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
 
 
-def test_parts_of_a_batch_give_means_and_hand_on_their_statistics():
+def test_accumulate_averages_values_and_carries_statistics():
     game = create_game(base(gradient_accumulation=4), jax.devices()[:1])
     batch = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 
@@ -120,7 +121,7 @@ def test_parts_of_a_batch_give_means_and_hand_on_their_statistics():
 
 
 def gradients(state):
-    """Those of the last step: with β1 = 0 they are Adam's first moments."""
+    """The gradients of the last step, which are Adam's first moments because β1 is 0."""
     assert base().optimizer.b1 == 0
     return {
         (network, *path): np.asarray(leaf)
@@ -135,7 +136,7 @@ def test_metrics_do_not_depend_on_the_number_of_devices(on_devices, devices):
         chex.assert_trees_all_close(several, one, rtol=1e-4, atol=1e-6)
 
 
-def test_metrics_say_what_the_design_promises(on_devices):
+def test_names_and_shapes_of_metrics(on_devices):
     first = on_devices[1][1][0]
     assert first.keys() == {
         'discriminator_loss', 'generator_loss', 'real_logit', 'fake_logit',
@@ -155,7 +156,7 @@ def test_gradients_do_not_depend_on_the_number_of_devices(first_step, devices):
     }
     for path, one in on_one.items():
         difference = np.linalg.norm(on_several[path] - one)
-        # A bias in front of batch norm has no gradient but rounding: 1e-6 of the whole there.
+        # The gradient of a bias in front of batch norm is rounding noise, 1e-6 of the whole.
         allowed = 1e-4 * np.linalg.norm(one) + 1e-6 * norms[path[0]]
         assert difference <= allowed, (path, difference, np.linalg.norm(one))
     inside = [p for p in on_one if 'attention16' in p]
@@ -168,7 +169,7 @@ def alone_on_devices():
     return run(base(batch_norm__cross_replica=False), 8, 1)[0]
 
 
-def test_batch_norm_on_each_device_alone_differs(first_step, alone_on_devices):
+def test_batch_norm_per_device_differs(first_step, alone_on_devices):
     path = ('generator', 'block1', 'conv1', 'kernel')
     together, alone = gradients(first_step[1][8])[path], gradients(alone_on_devices)[path]
     assert np.linalg.norm(alone - together) > 1e-2 * np.linalg.norm(together)
@@ -184,7 +185,7 @@ def test_replicas_agree_bit_for_bit(on_devices, alone_on_devices, batch_norm):
             np.testing.assert_array_equal(replica, replicas[0])
 
 
-def test_what_a_step_returns_is_taken_by_the_next_without_compiling_again():
+def test_the_second_step_is_not_compiled_again():
     config, compiled = base(), []
     train_step, state = create_train_step(config), replicate(create_state(config))
     state, _ = train_step(state, *tiny.batch(config))
@@ -195,12 +196,12 @@ def test_what_a_step_returns_is_taken_by_the_next_without_compiling_again():
         train_step(state, *tiny.batch(config))
         assert compiled == []
         jax.jit(lambda x: x + len(compiled))(1.0)
-        assert compiled  # such an event is what compiling is told by
+        assert compiled  # compiling does emit this event
     finally:
         jax.monitoring.clear_event_listeners()
 
 
-def test_two_steps_in_one_call_are_the_same_steps(on_devices):
+def test_two_steps_in_one_call_equal_two_calls(on_devices):
     config = base(steps_per_call=2)
     batches = [tiny.batch(base(), seed=step) for step in range(2)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
@@ -214,7 +215,7 @@ def test_two_steps_in_one_call_are_the_same_steps(on_devices):
         np.testing.assert_allclose(values, singles, rtol=1e-4, atol=1e-6)
 
 
-def test_two_discriminator_updates_a_step():
+def test_two_discriminator_updates_per_step():
     config = base(discriminator_steps=2)
     before = jax.tree.map(np.array, create_state(config).discriminator)
     used = jax.devices()[:1]
@@ -232,8 +233,8 @@ def test_two_discriminator_updates_a_step():
     assert to_twice < 0.1 * to_once
 
 
-def test_one_step_by_its_rules(first_step, on_devices):
-    """What a step does to each part of the state, from the networks and losses alone."""
+def test_one_step_against_its_definition(first_step, on_devices):
+    """Each part of the state after one step, computed from the networks and losses."""
     before, after = first_step[0], single_copy(first_step[1][1])
     config, (images, labels) = base(), tiny.batch(base())
     _, discriminator = models.create(config)
@@ -244,7 +245,7 @@ def test_one_step_by_its_rules(first_step, on_devices):
         _, once = spectral_norm.normalise(old['params'], old['spectral_stats'])
         chex.assert_trees_all_close(new['spectral_stats'], once, rtol=1e-4, atol=1e-5)
 
-    # Real images reach the discriminator in [-1, 1], and those that the stream says, mirrored.
+    # The discriminator sees real images in [-1, 1], mirrored where the stream says so.
     mirrored = jax.random.bernoulli(stream_key(config.seed, Stream.AUGMENTATION, 0), shape=(8,))
     assert 0 < mirrored.sum() < 8
     seen = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images) / 127.5 - 1
@@ -268,8 +269,8 @@ def test_one_step_by_its_rules(first_step, on_devices):
     )
 
 
-def test_generator_gradient_against_one_long_differentiation(first_step):
-    """The pulled-back gradient equals that of the whole chain, normalisation included."""
+def test_generator_gradient_against_end_to_end_differentiation(first_step):
+    """The pulled-back gradient equals that of the whole chain with normalisation."""
     before, after = first_step[0], single_copy(first_step[1][1])
     config = base()
     generator, discriminator = models.create(config)
@@ -281,7 +282,7 @@ def test_generator_gradient_against_one_long_differentiation(first_step):
     @jax.grad
     def gradient(params):
         images, _ = generator.apply(before.generator | {'params': params}, z, labels, train=True)
-        # The discriminator is that after its own update, u included.
+        # The discriminator after its own update, with its next u.
         logits, _ = discriminator.apply(after.discriminator, images, labels, train=False)
         return losses.hinge_generator(logits)
 
@@ -292,7 +293,7 @@ def test_generator_gradient_against_one_long_differentiation(first_step):
         np.testing.assert_allclose(found[path], leaf, rtol=1e-3, atol=1e-5 * scale)
 
 
-def test_average_follows_from_its_start_step(first_step):
+def test_averaging_begins_at_start_step(first_step):
     first = first_step[1][1]
     chex.assert_trees_all_equal(first.ema_params, first.generator['params'])
     second, _ = run(base(), 1, 2)
@@ -304,10 +305,10 @@ def test_average_follows_from_its_start_step(first_step):
     chex.assert_trees_all_close(second.ema_params, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_wrong_labels_are_refused(first_step):
-    """The discriminator's loss on real images with a wrong label, from networks and losses alone.
+def test_mismatch_loss_on_wrong_labels(first_step):
+    """The discriminator's loss on real images with a wrong label, from the networks' logits.
 
-    Two devices, two updates and two parts of a batch each see their own wrong labels.
+    Each of two devices, two updates and two parts of a batch draws its own wrong labels.
     """
     settings = {'mismatch_weight': 0.5, 'dataset__flip': False, 'optimizer__discriminator_lr': 0.0}
     config = base(discriminator_steps=2, gradient_accumulation=2, **settings)
@@ -344,7 +345,7 @@ def test_wrong_labels_are_refused(first_step):
 
 
 def test_wrong_labels_are_uniform_over_the_other_classes():
-    """On eight devices as on one, and other ones in each update."""
+    """The same on one and on eight devices, different in each update."""
     config = base(batch_size=24_000, dataset__num_classes=4, mismatch_weight=0.5)
     own = np.random.default_rng(0).integers(0, 4, config.batch_size).astype(np.int32)
 
@@ -378,7 +379,7 @@ def test_wrong_labels_need_a_projection_and_classes(overrides):
 
 
 def test_rates_fall_to_zero():
-    """Both networks move as at constant rates until half of the steps, then by less and less."""
+    """Updates are those of constant rates for half of the steps, then shrink linearly."""
     config, moved = base(num_train_steps=4, optimizer__decay_from=0.5), []
     used = jax.devices()[:1]
     constant, falling = (create_train_step(c, used) for c in (base(), config))
@@ -398,14 +399,14 @@ def test_rates_fall_to_zero():
             )
             moved.append(np.linalg.norm(with_falling) / np.linalg.norm(with_constant))
         state = jax.tree.map(np.array, ends[1])
-    # The discriminator's update of a step changes what the generator's gradient is, not its rate.
+    # The discriminator's update changes the generator's gradient in the same step, not its rate.
     np.testing.assert_allclose(moved, np.repeat([1, 1, 1, 0.5], 2), rtol=2e-2)
 
 
 def test_randomness_is_a_function_of_the_step():
-    """The same state and batch at another step number: other fakes in both updates, other flips.
+    """The same state and batch at another step number: different fakes and different flips.
 
-    At a learning rate of 0 each of these shows in a metric of its own.
+    At a learning rate of 0 each of them changes a different metric.
     """
     config = base(optimizer__discriminator_lr=0.0)
     used, history = jax.devices()[:1], []
@@ -419,7 +420,7 @@ def test_randomness_is_a_function_of_the_step():
         assert abs(history[0][name] - history[2][name]) > 1e-4 * abs(history[0][name])
 
 
-def test_a_step_with_everything_switched_the_other_way():
+def test_a_step_in_bfloat16_without_classes_and_attention():
     config = base(
         dtype='bfloat16',
         loss='non_saturating',
@@ -434,9 +435,9 @@ def test_a_step_with_everything_switched_the_other_way():
     assert metrics['generator_sigma'] == 0 < metrics['discriminator_sigma']
     assert 'generator_gamma16' not in metrics
     assert 'embed' not in state.discriminator['params']
-    # The loss is convex in the logits, so at least that of their means (Jensen).
-    least = np.logaddexp(0, -metrics['real_logit']) + np.logaddexp(0, metrics['fake_logit'])
-    assert least <= metrics['discriminator_loss'] < least + 5
+    # The loss is convex in the logits, so it is at least the loss of their means (Jensen).
+    bound = np.logaddexp(0, -metrics['real_logit']) + np.logaddexp(0, metrics['fake_logit'])
+    assert bound <= metrics['discriminator_loss'] < bound + 5
     assert metrics['generator_loss'] > 0
 
 
@@ -447,6 +448,6 @@ def test_seeds_differ():
     assert not np.allclose(kernels[0], kernels[2])
 
 
-def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(UserError, match='batch_size=8 does not divide by the 3 devices'):
+def test_a_batch_that_is_not_divisible_is_refused():
+    with pytest.raises(UserError, match='batch_size=8 is not divisible by the 3 devices'):
         create_train_step(base(), jax.devices()[:3])

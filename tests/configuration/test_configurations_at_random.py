@@ -186,9 +186,9 @@ def test_everything_else_is_refused_in_one_sentence(case):
 
 
 @pytest.mark.parametrize('devices', [3, 8])
-def test_a_batch_that_does_not_divide_is_refused(devices):
+def test_a_batch_that_is_not_divisible_is_refused(devices):
     config = tiny.config(batch_size=4)
-    with pytest.raises(UserError, match=f'batch_size=4 does not divide by the {devices} devices'):
+    with pytest.raises(UserError, match=f'batch_size=4 is not divisible by the {devices} devices'):
         create_train_step(config, jax.devices()[:devices])
 
 

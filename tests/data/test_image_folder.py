@@ -181,7 +181,7 @@ def test_a_truncated_picture_stops_preparation(dataset, folder, capfd):
     bad = folder / 'dog' / '2.jpg'
     write(bad, picture(7, 200), quality=95)
     bad.write_bytes(bad.read_bytes()[:5000])
-    with pytest.raises(UserError, match=f'Cannot read the picture {bad} .*truncated'):
+    with pytest.raises(UserError, match=f'Cannot read the image {bad} .*truncated'):
         data.load(dataset)
     assert not list(Path(dataset.data_dir).rglob('dataset_info.json'))
     assert not list(Path(dataset.data_dir).rglob('*incomplete*'))

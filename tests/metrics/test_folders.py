@@ -76,7 +76,7 @@ def test_a_picture_cut_short_is_named(tmp_path, suffix):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError) as error:
             folders.read(path)
-        assert str(error.value).startswith(f'Cannot read the picture {path} (')
+        assert str(error.value).startswith(f'Cannot read the image {path} (')
         assert '\n' not in str(error.value)
 
 

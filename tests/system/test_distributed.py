@@ -300,5 +300,5 @@ def test_a_mistake_is_told_and_not_tried_again(folder, tmp_path):
     process = cluster(2, 1, config, tmp_path)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert 'batch_size=7 does not divide by the 2 devices' in output
+    assert 'batch_size=7 is not divisible by the 2 devices' in output
     assert 'start again' not in output
