@@ -1,10 +1,10 @@
-"""The convolutions' products, written around what XLA's CPU backend does badly.
+"""Convolutions that are fast on a CPU too.
 
 On an accelerator each function here, and each of its gradients, is one plain
 `lax.conv_general_dilated`. XLA's CPU backend is slow at three of them: the gradient with respect
-to the kernel over a large batch, whose operands do not stay in the cache; a convolution of an
-image with zeros in between, at which it multiplies by every zero; and one from or to the three
-channels of a picture. (system/cpu.py has what concerns the whole process.)
+to the kernel over a large batch, whose operands do not fit into the cache; a dilated convolution,
+which multiplies by every inserted zero; and a convolution from or to the three channels of an
+image. (system/cpu.py holds the settings of the whole process.)
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _FEW = 4  # channels
-_CACHED = 2**20  # numbers of an image batch that stay in a CPU's cache: 4 MB in float32
+_CACHED = 2**20  # elements of an image batch that fit into a CPU's cache: 4 MB in float32
 
 _convolve = partial(
     lax.conv_general_dilated,
@@ -26,7 +26,7 @@ _convolve = partial(
 
 @jax.custom_vjp
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3×3 convolution, or a 4×4 one with stride 2, with one zero around the image.
+    """A 3×3 convolution, or a 4×4 one with stride 2, of an image padded with one zero.
 
     Args:
       x: [B, H, W, C].
@@ -43,26 +43,30 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return plain(x, kernel)
 
 
-def _convolve_few(x, kernel):
-    """A 3×3 convolution as a product with what the kernel sees at each place, [B, H, W, 9C].
+def _convolve_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3×3 convolution as a matrix product with the 3×3 patches, [B, H, W, 9C].
 
-    In float32: some versions of XLA add up the terms of a CPU's product in bfloat16.
+    In float32, because some versions of XLA accumulate products in bfloat16 on a CPU.
     """
     _, h, w, c = x.shape
     image = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    seen = [image[:, row : row + h, column : column + w] for row in range(3) for column in range(3)]
-    product = jnp.concatenate(seen, axis=-1) @ kernel.reshape(9 * c, -1).astype(jnp.float32)
+    patches = [
+        image[:, row : row + h, column : column + w] for row in range(3) for column in range(3)
+    ]
+    product = jnp.concatenate(patches, axis=-1) @ kernel.reshape(9 * c, -1).astype(jnp.float32)
     return product.astype(x.dtype)
 
 
-def _convolve_to_few(x, kernel):
+def _convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     y = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda y: _convolve_few(y, _turned(kernel)), y)(x)[0]
+    return jax.linear_transpose(lambda y: _convolve_few(y, _transposed(kernel)), y)(x)[0]
 
 
 @jax.custom_vjp
 def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 4×4 convolution of x with a zero between its rows and columns, and two zeros around.
+    """A transposed 4×4 convolution with stride 2, which doubles height and width.
+
+    The same as a convolution of x with a zero between its rows and columns and two zeros around it.
 
     Args:
       x: [B, H, W, C].
@@ -74,13 +78,16 @@ def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, kernel, cpu=_conv_transpose_by_parity, default=_conv_transpose)
 
 
-def _conv_transpose(x, kernel):
+def _conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _convolve(x, kernel, padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
 
 
-def _conv_transpose_by_parity(x, kernel):
-    """Even rows of the output see rows i - 1 and i through taps 0 and 2 of the kernel, odd ones
-    rows i and i + 1 through taps 1 and 3; columns likewise."""
+def _conv_transpose_by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_conv_transpose` as four convolutions, without the zeros.
+
+    Row 2i of the output is rows i - 1 and i of x times taps 0 and 2 of the kernel, row 2i + 1 is
+    rows i and i + 1 times taps 1 and 3. Columns likewise.
+    """
     b, h, w, _ = x.shape
     parities = [
         _convolve(x, kernel[row::2, column::2], padding=((1 - row, row), (1 - column, column)))
@@ -91,8 +98,8 @@ def _conv_transpose_by_parity(x, kernel):
     return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
 
 
-def _kernel_gradient(x, dy):
-    """The gradient of `convolve` with respect to its kernel, given that of its output."""
+def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """The gradient of `convolve` with respect to its kernel, from the gradient of its output."""
     stride = x.shape[1] // dy.shape[1]
     c, d = x.shape[-1], dy.shape[-1]
     kernel = jax.ShapeDtypeStruct((stride + 2, stride + 2, c, d), x.dtype)
@@ -105,7 +112,7 @@ def _kernel_gradient(x, dy):
         if stride == 1 and c <= _FEW:
             return gradient(x, dy, _convolve_few)
         if stride == 1 and d <= _FEW:
-            return _turned(_kernel_gradient(dy, x))
+            return _transposed(_kernel_gradient(dy, x))
         images = max(_CACHED * len(x) // x.size, 1)
         starts = range(0, len(x), images)
         parts = [gradient(x[i : i + images], dy[i : i + images]) for i in starts]
@@ -114,20 +121,24 @@ def _kernel_gradient(x, dy):
     return lax.platform_dependent(x, dy, cpu=on_cpu, default=gradient)
 
 
-def _turned(kernel):
-    """[h, w, C, D] → [h, w, D, C], rotated by 180°: the kernel through which gradients return."""
+def _transposed(kernel: jax.Array) -> jax.Array:
+    """The kernel of the backward pass: [h, w, C, D] → [h, w, D, C], rotated by 180°."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
-def _convolve_backward(operands, dy):
+def _convolve_backward(
+    operands: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
     back = convolve if len(kernel) == 3 else conv_transpose
-    return back(dy, _turned(kernel)), _kernel_gradient(x, dy)
+    return back(dy, _transposed(kernel)), _kernel_gradient(x, dy)
 
 
-def _conv_transpose_backward(operands, dy):
+def _conv_transpose_backward(
+    operands: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
-    return convolve(dy, _turned(kernel)), _turned(_kernel_gradient(dy, x))
+    return convolve(dy, _transposed(kernel)), _transposed(_kernel_gradient(dy, x))
 
 
 convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _convolve_backward)

@@ -1,4 +1,4 @@
-"""DCGAN, the convolution-only predecessor (Radford et al. 2016): no residuals and no classes."""
+"""DCGAN (Radford et al. 2016): convolutions alone, without residual blocks and classes."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ class DCGANGenerator(nn.Module):
     """Noise → 4×4, then 4×4 transposed convolutions with stride 2, batch norm and ReLU between.
 
     Attributes:
-      widths: channels of the 4×4 start, then of each layer but the last, which makes the image.
+      widths: channels of the 4×4 input, then of each layer except the last, which makes the image.
       decay, epsilon, axis_name: see `BatchNorm`.
       dtype: of the activations.
     """
@@ -24,13 +24,13 @@ class DCGANGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
-        """z float32 [B, z_dim], labels int [B], unread → images float32 [B, S, S, 3] in [-1, 1]."""
+        """z float32 [B, z_dim] → images float32 [B, S, S, 3] in [-1, 1]. Labels are ignored."""
 
-        def activate(x, name):
+        def activate(x: jax.Array, name: str) -> jax.Array:
             norm = BatchNorm(0, self.decay, self.epsilon, self.axis_name, self.dtype, name=name)
             return nn.relu(norm(x, labels, train))
 
-        def up(features, name):
+        def up(features: int, name: str) -> nn.ConvTranspose:
             return nn.ConvTranspose(
                 features, (4, 4), (2, 2), dtype=self.dtype, kernel_init=xavier_uniform, name=name
             )
@@ -57,9 +57,9 @@ class DCGANDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
-        """images float32 [B, S, S, 3] in [-1, 1], labels int [B], unread → logits float32 [B]."""
+        """images float32 [B, S, S, 3] in [-1, 1] → logits float32 [B]. Labels are ignored."""
 
-        def norm(x, name):
+        def norm(x: jax.Array, name: str) -> jax.Array:
             norm = BatchNorm(0, self.decay, self.epsilon, self.axis_name, self.dtype, name=name)
             return norm(x, labels, train)
 

@@ -10,7 +10,7 @@ from sagan_jax.models.layers import Conv, Dense, DownConv, average_pool, xavier_
 
 
 class FirstBlock(nn.Module):
-    """3×3 → ReLU → 3×3 → pool, beside a skip of pool → 1×1: no ReLU on the image itself."""
+    """3×3 → ReLU → 3×3 → pool, plus a skip of pool → 1×1. Without ReLU on the image itself."""
 
     features: int
     dtype: jnp.dtype
@@ -24,9 +24,9 @@ class FirstBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """ReLU → 3×3 → ReLU → 3×3 (→ pool), beside a skip of 1×1 (→ pool).
+    """ReLU → 3×3 → ReLU → 3×3 (→ pool), plus a skip of 1×1 (→ pool).
 
-    The skip is the identity where neither resolution nor width changes.
+    The skip is the identity if neither resolution nor width changes.
     """
 
     features: int
@@ -50,13 +50,13 @@ class DownBlock(nn.Module):
 class Discriminator(nn.Module):
     """A stack of down blocks, then `dense(h) + ⟨embedding(label), h⟩` (Miyato & Koyama 2018).
 
-    With conditioning 'acgan' there is a classifier beside `dense(h)` instead of the projection.
+    With conditioning 'acgan' an auxiliary classifier replaces the projection.
 
     Attributes:
       widths: channels of each block.
-      downs: how many of the blocks, counted from the image, halve the resolution.
-      attention: the resolutions after whose block `attention_block` stands.
-      attention_block: `attention_block(name=…)` makes self-attention, or what takes its place.
+      downs: the number of blocks, counted from the image, that halve the resolution.
+      attention: the resolutions at which an attention block follows the block.
+      attention_block: `attention_block(name=…)` creates self-attention, or what replaces it.
       num_classes: rows of the label embedding; 0 for no projection.
       classifier: outputs of the auxiliary classifier; 0 for none.
       dtype: of the activations; the sum over space and the logits are float32.
@@ -76,9 +76,9 @@ class Discriminator(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """images float32 [B, S, S, 3] in [-1, 1], labels int [B] → logits float32 [B].
 
-        With labels [B, K], K for each image, the projection's logits are [B, K].
-        With a classifier, logits and its own logits float32 [B, classifier]. Nothing here differs
-        between training and not; `train` is there so that all networks are called alike.
+        With K labels per image, [B, K], the logits are [B, K]; this needs a projection. With a
+        classifier, returns its class logits too, float32 [B, classifier]. `train` is ignored; it is
+        part of the signature that all networks share.
         """
         del train
         x = images.astype(self.dtype)

@@ -11,7 +11,7 @@ from sagan_jax.models.layers import BatchNorm, Conv, Dense, UpConv, upsample
 
 
 class UpBlock(nn.Module):
-    """Batch norm → ReLU → ×2 → 3×3 → batch norm → ReLU → 3×3, beside a skip of ×2 → 1×1."""
+    """Batch norm → ReLU → ×2 → 3×3 → batch norm → ReLU → 3×3, plus a skip of ×2 → 1×1."""
 
     features: int
     norm: Callable[..., nn.Module]
@@ -24,19 +24,20 @@ class UpBlock(nn.Module):
         h = UpConv(self.features, self.dtype, name='conv1')(h)
         h = nn.relu(self.norm(name='norm2')(h, labels, train))
         h = Conv(self.features, 3, self.dtype, name='conv2')(h)
-        # A 1×1 convolution and ×2 commute; this way round it costs a quarter.
+        # A 1×1 convolution and ×2 commute; in this order the convolution costs a quarter.
         return h + upsample(Conv(self.features, 1, self.dtype, name='skip')(x))
 
 
 class Generator(nn.Module):
-    """A stack of up blocks from 4×4, with self-attention where asked.
+    """A stack of up blocks from 4×4 to the image.
 
     Attributes:
-      widths: channels of the 4×4 start, then of each up block.
-      attention: the resolutions after whose block `attention_block` stands.
-      attention_block: `attention_block(name=…)` makes self-attention, or what takes its place.
+      widths: channels of the 4×4 input, then of each up block.
+      attention: the resolutions at which an attention block follows the up block.
+      attention_block: `attention_block(name=…)` creates self-attention, or what replaces it.
       num_classes: rows of the conditional batch norms; 0 for an unconditional generator.
-      decay: of the running averages in the blocks; `last_decay` in the last, plain batch norm.
+      decay: of the running averages in the blocks.
+      last_decay: the same in the last batch norm, which is not conditional.
       axis_name: the mapped axis whose replicas share batch moments, or None.
       dtype: of the activations; parameters and moments stay float32.
     """

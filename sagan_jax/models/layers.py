@@ -1,4 +1,4 @@
-"""The layers that both networks are made of. Feature maps are NHWC."""
+"""The layers of both networks. Feature maps are NHWC."""
 
 import math
 from functools import partial
@@ -6,22 +6,30 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sagan_jax.models.convolution import conv_transpose, convolve
 
 
-def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Uniform in ±√(6 / (fan in + fan out)) (Glorot & Bengio 2010); [..., in, out] → that shape.
+def xavier_uniform(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Draws weights uniform in ±√(6 / (fan in + fan out)) (Glorot & Bengio 2010).
 
-    Drawn flat: the same numbers as Flax's initialiser, but XLA's CPU backend takes two seconds to
-    compile a four-dimensional draw, for each of some forty kernels.
+    The same numbers as Flax's initialiser, drawn as one axis: XLA's CPU backend takes two seconds
+    to compile a four-dimensional draw, for each of about forty kernels.
+
+    Args:
+      key: a typed PRNG key.
+      shape: [..., in, out].
+      dtype: of the weights.
     """
     receptive_field = math.prod(shape[:-2])
     limit = math.sqrt(6 / (receptive_field * (shape[-2] + shape[-1])))
     return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
 
 
-# Everywhere in the official code: Xavier uniform weights, biases 0, 'same' padding.
+# As in the official code, weights are Xavier uniform, biases 0, and padding is 'same'.
 Dense = partial(nn.Dense, kernel_init=xavier_uniform)
 
 
@@ -30,8 +38,9 @@ class Conv(nn.Module):
 
     Attributes:
       features: channels of the output.
-      size: of the kernel; 1 and 3 keep height and width, 4 halves them.
+      size: of the kernel: 1 and 3 keep height and width, 4 halves them.
       dtype: of the activations.
+      use_bias: whether to add a bias.
     """
 
     features: int
@@ -55,14 +64,17 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation, with a gain and a bias for each class or for all.
+    """Batch normalisation, with a scale and a bias per class or shared by all classes.
 
-    Moments are biased, in float32 whatever the input's dtype, and over all replicas when
-    `axis_name` is given. The running averages are `decay · average + (1 - decay) · moment`.
+    Moments are biased and float32, whatever the input's dtype. Running averages are
+    `decay · average + (1 - decay) · moment`.
 
     Attributes:
-      num_classes: rows of the tables (Dumoulin et al. 2017); 0 for plain batch norm.
-      axis_name: the mapped axis whose replicas share moments; None for each on its own.
+      num_classes: rows of scale and bias (Dumoulin et al. 2017); 0 for plain batch norm.
+      decay: of the running averages.
+      epsilon: added to the variance.
+      axis_name: the mapped axis whose replicas share moments; None for one replica's moments.
+      dtype: of the output.
     """
 
     num_classes: int
@@ -73,7 +85,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
-        """x [B, H, W, C], labels int [B] (read only where there are classes) → [B, H, W, C]."""
+        """x [B, H, W, C], labels int [B] → [B, H, W, C]. Labels are ignored without classes."""
         normalise = nn.BatchNorm(
             use_running_average=not train,
             momentum=self.decay,
@@ -92,11 +104,11 @@ class BatchNorm(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Nearest neighbour ×2, then a 3×3 convolution, without the larger image in between.
+    """Nearest neighbour ×2, then a 3×3 convolution, as one transposed 4×4 convolution.
 
-    Rows 2i and 2i + 1 of the enlarged image are the same, so an output row sees two input rows
-    only: an even one rows i - 1 and i with taps w0 and w1 + w2, an odd one rows i and i + 1 with
-    w0 + w1 and w2; columns likewise. The same function with 16 in place of 36 multiplications.
+    Rows 2i and 2i + 1 of the upsampled image are equal, so an output row depends on two input rows:
+    an even row on rows i - 1 and i with taps w0 and w1 + w2, an odd row on rows i and i + 1 with
+    taps w0 + w1 and w2. Columns likewise. This takes 16 multiplications instead of 36.
     """
 
     features: int
@@ -113,8 +125,8 @@ class UpConv(nn.Module):
 class DownConv(nn.Module):
     """A 3×3 convolution, then 2×2 averages, as one 4×4 convolution with stride 2.
 
-    Its taps along each axis are w0/2, (w0 + w1)/2, (w1 + w2)/2 and w2/2: the same function with
-    16 in place of 36 multiplications.
+    Its taps along each axis are w0/2, (w0 + w1)/2, (w1 + w2)/2 and w2/2. This takes 16
+    multiplications instead of 36.
     """
 
     features: int
@@ -130,7 +142,7 @@ class DownConv(nn.Module):
 
 
 def _four_taps(kernel: jax.Array) -> jax.Array:
-    """w0, w0 + w1, w1 + w2, w2 along both axes: [3, 3, C, D] → [4, 4, C, D]."""
+    """Taps w0, w0 + w1, w1 + w2, w2 along both axes: [3, 3, C, D] → [4, 4, C, D]."""
     for axis in (0, 1):
         before = jnp.pad(kernel, [(int(i == axis), 0) for i in range(4)])
         after = jnp.pad(kernel, [(0, int(i == axis)) for i in range(4)])
@@ -144,14 +156,15 @@ def upsample(x: jax.Array) -> jax.Array:
 
 
 def average_pool(x: jax.Array) -> jax.Array:
-    """2×2 averages: [B, H, W, C] → [B, H/2, W/2, C]."""
+    """2×2 mean pooling: [B, H, W, C] → [B, H/2, W/2, C]."""
     return _windows(x).mean((2, 4))
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2×2 maxima: [B, H, W, C] → [B, H/2, W/2, C].
+    """2×2 max pooling: [B, H, W, C] → [B, H/2, W/2, C].
 
-    A reshape and a maximum: the gradient of XLA's window reduction is not deterministic on a GPU.
+    As a reshape and a maximum, because the gradient of XLA's window reduction is not deterministic
+    on a GPU.
     """
     return _windows(x).max((2, 4))
 

@@ -1,7 +1,7 @@
-"""Variables of the original TensorFlow SAGAN, converted to ours.
+"""Converts variables of the original TensorFlow SAGAN.
 
-The official code is github.com/brain-research/self-attention-gan. A checkpoint of it is read
-with TensorFlow, which this project does not need: `{name: reader.get_tensor(name) for name in
+The official code is github.com/brain-research/self-attention-gan. Reading one of its checkpoints
+takes TensorFlow, which this project does not require: `{name: reader.get_tensor(name) for name in
 reader.get_variable_to_shape_map()}` with `reader = tf.train.load_checkpoint(path)`.
 """
 
@@ -17,7 +17,7 @@ from sagan_jax import models
 from sagan_jax.errors import UserError
 from sagan_jax.models import Variables
 
-# TensorFlow scope, in either network → module path; {attention} is filled in per network.
+# TensorFlow scope → module path. {attention} is the attention block of the network.
 _SCOPES = {
     r'g_snh0': 'dense',
     r'g_block(\d+)/cbn_0': 'block{0}/norm1',
@@ -39,7 +39,7 @@ _SCOPES = {
     r'[gd]_non_local/sn_conv_attn': '{attention}/output',
 }
 
-# Last part of a TensorFlow name → our collection and the last part of our path.
+# Last part of a TensorFlow name → collection and last part of the path in it.
 _LEAVES = {
     'w': ('params', 'kernel'),
     'Matrix': ('params', 'kernel'),
@@ -56,37 +56,38 @@ _LEAVES = {
     'u': ('spectral_stats', 'u'),
 }
 
-# Optimiser slots and counters, which a training checkpoint holds besides the variables.
+# Optimiser slots and counters of a training checkpoint.
 _IGNORED = re.compile(r'(^|/)(Adam(_\d+)?|beta[12]_power(_\d+)?|global_step)$')
 
 
 def convert(
     config: ml_collections.ConfigDict, variables: Mapping[str, np.ndarray]
 ) -> tuple[Variables, Variables]:
-    """Turns variables of the official code into those of the networks of a configuration.
+    """Converts variables of the official code to the networks of a configuration.
 
     Args:
-      config: must describe the same networks: `configs/imagenet128.py:feat32` with the official
-        defaults, at most one attention block in each network.
-      variables: arrays by TensorFlow name, under any outer scope; Adam's slots are passed over.
+      config: describes the same networks, with at most one attention block in each:
+        `configs/imagenet128.py:feat32` for the official defaults.
+      variables: arrays by TensorFlow name, under any outer scope. Adam's slots are ignored.
 
     Returns:
-      `(generator variables, discriminator variables)`, complete, float32. The official code does
-      not store σ; it is 1 until the next pass in training mode.
+      The variables of the generator and of the discriminator, float32. The official code does not
+      store σ; it is 1 until the next pass in training mode.
 
     Raises:
-      UserError: for a variable that has no place, one that is missing, or one of another shape.
+      UserError: if a variable is unknown or missing or has the wrong shape.
     """
     networks = dict(zip('gd', models.create(config), strict=True))
     attention = {
         'g': [f'attention{k}' for k in config.model.generator_attention],
         'd': [f'attention{k}' for k in config.model.discriminator_attention],
     }
-    shapes, found = {}, {'g': {}, 'd': {}}
+    shapes: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for network, functions in networks.items():
         tree = jax.eval_shape(functions.init, jax.random.key(0))
         shapes[network] = traverse_util.flatten_dict(tree, sep='/')
-        # The one thing of ours that the official code does not have.
+        # The official code does not store σ.
         found[network] = {
             path: np.ones((), np.float32) for path in shapes[network] if path.endswith('/sigma')
         }
@@ -95,12 +96,15 @@ def convert(
         if _IGNORED.search(name):
             continue
         network, path = _translate(name, attention)
-        if path.startswith('spectral_stats'):  # u stands beside the weight that it belongs to
+        if path.startswith('spectral_stats'):  # u has the path of its weight
             scope = path.removeprefix('spectral_stats/').removesuffix('/u')
             weight = 'embedding' if scope == 'embed' else 'kernel'
             path = f'spectral_stats/{scope}/{weight}/u'
         if path not in shapes[network]:
-            raise UserError(f'This configuration has no place for {name}: see its attention.')
+            raise UserError(
+                f'{name} is not in the networks of this configuration: check '
+                '--config.model.generator_attention and --config.model.discriminator_attention.'
+            )
         shape = shapes[network][path].shape
         value = np.asarray(value, np.float32)
         # Moments and u carry axes of length 1 in TensorFlow.
@@ -108,7 +112,8 @@ def convert(
             value = value.reshape(value.shape[-1:])
         if value.shape != shape:
             raise UserError(
-                f'{name} has shape {value.shape}, but this configuration needs {shape}.'
+                f'{name} has shape {value.shape} but this configuration needs {shape}: check its '
+                'widths and classes.'
             )
         found[network][path] = value
 
@@ -116,8 +121,8 @@ def convert(
         missing = sorted(shapes[network].keys() - found[network].keys())
         if missing:
             raise UserError(
-                f'The variables lack {len(missing)} that this configuration needs, '
-                f'the first of them for {missing[0]}.'
+                f'{len(missing)} variables of this configuration are missing, the first of them '
+                f'{missing[0]}: check its attention and that the checkpoint is complete.'
             )
     generator, discriminator = (
         {'batch_stats': {}} | traverse_util.unflatten_dict(found[network], sep='/')
@@ -127,7 +132,7 @@ def convert(
 
 
 def _translate(name: str, attention: dict[str, list[str]]) -> tuple[str, str]:
-    """The network ('g' or 'd') and our path of a TensorFlow variable."""
+    """The network ('g' or 'd') and the path in it of a TensorFlow variable."""
     scope, _, leaf = name.rpartition('/')
     for pattern, module in _SCOPES.items():
         match = re.fullmatch(rf'(?:.*/)?(?P<scope>{pattern})', scope)
@@ -137,4 +142,4 @@ def _translate(name: str, attention: dict[str, list[str]]) -> tuple[str, str]:
             collection, path = _LEAVES[leaf]
             module = module.format(*match.groups()[1:], attention=block)
             return network, f'{collection}/{module}/{path}'
-    raise UserError(f'{name} is not a variable of the official SAGAN.')
+    raise UserError(f'{name} is not a variable of the official SAGAN: leave it out.')

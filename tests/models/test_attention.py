@@ -10,7 +10,7 @@ from sagan_jax.models.attention import ResidualBlock, SelfAttention, attention
 
 
 def numpy_attention(params, x):
-    """The block written out with loops over queries, in float64."""
+    """The block in numpy, with loops over queries, in float64."""
     b, h, w, c = x.shape
     x = np.asarray(x, np.float64)
     weights = {
@@ -99,8 +99,8 @@ def test_gradients_against_finite_differences(block):
 # ---- The paper's text, and the residual block. -------------------------------------------------
 
 
-def test_as_the_papers_text_words_it():
-    """Values C/8 wide, and every position attends to all N."""
+def test_as_in_the_papers_text():
+    """Values have C/8 channels, and every position attends to all N."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 4, 4, 16)).astype(np.float32)
     module = SelfAttention(jnp.dtype('float32'), value_divisor=8, pooling=False)
@@ -132,7 +132,7 @@ def test_residual_block_against_numpy():
 
 
 @pytest.mark.parametrize('channels', [64, 128, 256, 512])
-def test_residual_block_has_as_many_parameters(channels):
+def test_residual_block_has_as_many_parameters_as_attention(channels):
     x = jnp.zeros((1, 4, 4, channels))
     counts = [
         sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0), x)))
@@ -142,7 +142,7 @@ def test_residual_block_has_as_many_parameters(channels):
 
 
 def attention_gradients(q, block, dtype='float32'):
-    """A function that gives `attention`'s output and three gradients, and operands for it."""
+    """A function that returns `attention`'s output and three gradients, and operands for it."""
     rng = np.random.default_rng(3)
     shapes = ((2, q, 4), (2, q // 4, 4), (2, q // 4, 6), (2, q, 6))
     *operands, target = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
@@ -172,12 +172,12 @@ def test_memory_grows_with_the_block():
         run, operands = attention_gradients(2048, block)
         return run.lower(*operands).compile().memory_analysis().temp_size_in_bytes / 2**20
 
-    assert megabytes(0) > 2 * 2048 * 512 * 4 / 2**20  # two images' weights
+    assert megabytes(0) > 2 * 2048 * 512 * 4 / 2**20  # the weights of two images
     assert megabytes(64) < megabytes(0) / 5
 
 
 @pytest.mark.parametrize('query_block', [0, 8])
-def test_weights_can_be_looked_at(block, query_block):
+def test_sown_weights_give_the_output(block, query_block):
     module = SelfAttention(jnp.dtype('float32'), query_block=query_block)
     _, params, x = block
     params = params | {'gamma': jnp.float32(0.7)}

@@ -1,4 +1,4 @@
-"""Convolutions and their gradients against those that lax itself derives."""
+"""Convolutions and their gradients against those of lax."""
 
 import chex
 import jax
@@ -26,7 +26,7 @@ def plain_conv_transpose(x, kernel):
     )
 
 
-# Function, the plain one, and the kernel's shape; few channels have a way of their own.
+# Function, the plain one, and the kernel's shape. Few channels take another path on a CPU.
 CASES = [
     (convolution.convolve, plain_convolve, (3, 3, 6, 5)),
     (convolution.convolve, plain_convolve, (3, 3, 3, 5)),
@@ -53,10 +53,10 @@ def with_gradients(function):
     return run
 
 
-# Parts of the kernel's gradient: all 5 images; 2 or 4, and the last one; or 1 at a time.
+# The kernel's gradient over all 5 images; over 2 or 4 and the last one; over 1 at a time.
 @pytest.mark.parametrize('cached', [2**20, 300, 1])
 @pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)
-def test_outputs_and_gradients_are_those_of_lax(function, plain, shape, cached, monkeypatch):
+def test_outputs_and_gradients_equal_those_of_lax(function, plain, shape, cached, monkeypatch):
     monkeypatch.setattr(convolution, '_CACHED', cached)
     x, kernel = operands(shape)
     found = jax.jit(with_gradients(function))(x, kernel)
@@ -76,8 +76,8 @@ def test_bfloat16(function, plain, shape):
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)
-def test_an_accelerator_runs_one_convolution_for_each(function, plain, shape, platform):
-    """Outputs and two gradients: three convolutions, none of them in parts."""
+def test_an_accelerator_runs_one_convolution_per_output(function, plain, shape, platform):
+    """One for the output and one for each of two gradients."""
     shapes = jax.ShapeDtypeStruct((64, 128, 128, shape[2]), jnp.float32), operands(shape)[1]
     program = jax.export.export(jax.jit(with_gradients(function)), platforms=[platform])(*shapes)
     assert program.mlir_module().count('stablehlo.convolution') == 3

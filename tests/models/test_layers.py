@@ -28,8 +28,8 @@ def test_resampling():
 
 
 @pytest.mark.parametrize('layer', [layers.UpConv, layers.DownConv])
-def test_resampling_convolutions_are_the_plain_ones(layer):
-    """Outputs and gradients of the two steps that each layer does in one."""
+def test_resampling_convolutions_equal_resampling_and_convolution(layer):
+    """Outputs and gradients of both operations that the layer fuses."""
     x = RNG.normal(size=(2, 6, 4, 3)).astype(np.float32)
     module = layer(5, jnp.dtype('float32'))
     params = module.init(jax.random.key(0), x)['params']
@@ -56,8 +56,8 @@ def test_resampling_convolutions_are_the_plain_ones(layer):
 
 @pytest.mark.parametrize(('size', 'strides'), [(1, 1), (3, 1), (4, 2)])
 @pytest.mark.parametrize('use_bias', [True, False])
-def test_convolutions_are_flaxs(size, strides, use_bias):
-    """The same function of the same parameters, from the same initial ones."""
+def test_convolutions_equal_those_of_flax(size, strides, use_bias):
+    """The same function and the same initial parameters."""
     x = RNG.normal(size=(2, 6, 4, 3)).astype(np.float32)
     ours = layers.Conv(5, size, jnp.dtype('float32'), use_bias)
     flaxs = nn.Conv(5, (size, size), strides, use_bias=use_bias, kernel_init=layers.xavier_uniform)

@@ -1,4 +1,4 @@
-"""Sizes, shapes and purity of the networks that a configuration describes."""
+"""Parameter counts, shapes and purity of the networks that a configuration describes."""
 
 import chex
 import jax
@@ -21,7 +21,7 @@ def described(image_size, num_classes, generator_attention, discriminator_attent
     return config
 
 
-# The official code's (compare_gan counts them too), then those of the other tables.
+# Three counts of the official code, which compare_gan has too, then the other tables.
 @pytest.mark.parametrize(
     ('image_size', 'num_classes', 'attention', 'generator_count', 'discriminator_count'),
     [
@@ -71,7 +71,7 @@ def test_shapes_at_every_resolution(image_size, conditioning):
 
 
 def compiled(config):
-    """Networks whose functions are compiled: op by op they would take half a minute."""
+    """Networks with compiled functions; eagerly they would take half a minute."""
     return [
         models.Network(jax.jit(init), jax.jit(apply, static_argnames='train'), jax.jit(attention))
         for init, apply, attention in models.create(config)
@@ -120,7 +120,7 @@ def test_several_labels_for_each_image():
     assert abs(logits[0, 0] - logits[0, 1]) > 1e-3
 
 
-def test_weights_without_spectral_statistics_are_taken_as_they_are(tiny_networks):
+def test_weights_without_spectral_statistics_are_not_normalised_again(tiny_networks):
     generator, _ = tiny_networks
     variables = generator.init(jax.random.key(0))
     z, labels = jax.random.normal(jax.random.key(1), (4, 8)), jnp.zeros(4, jnp.int32)
@@ -134,7 +134,7 @@ def test_weights_without_spectral_statistics_are_taken_as_they_are(tiny_networks
 
 
 @pytest.mark.parametrize('network', ['generator', 'discriminator'])
-def test_spectral_norm_is_switched_for_each_network(network):
+def test_spectral_norm_is_configured_per_network(network):
     config = tiny.config(**{f'spectral_norm__{network}': False})
     variables = [jax.eval_shape(n.init, jax.random.key(0)) for n in models.create(config)]
     empty = [v['spectral_stats'] == {} for v in variables]
@@ -182,7 +182,7 @@ def test_initialisers():
     kernel = initialise('orthogonal', 3, 3, 8, 16)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(16), atol=1e-5)
     assert np.std(initialise('normal', 3, 3, 16, 32)) == pytest.approx(0.02, rel=0.05)
-    assert (initialise('xavier_uniform', 3, 3, 8, 8) == 1).all()  # the layers' own draw stays
+    assert (initialise('xavier_uniform', 3, 3, 8, 8) == 1).all()  # keeps the layers' own draw
     with pytest.raises(UserError, match=r"no initializer 'zeros': choose .* orthogonal, normal"):
         models.create(tiny.config(model__initializer='zeros'))
 

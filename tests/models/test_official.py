@@ -1,4 +1,4 @@
-"""Our networks against one evaluation of the original TensorFlow graph."""
+"""The networks against one evaluation of the original TensorFlow graph."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def networks():
 
 
 def expected_stats(before, network, collection, prefix):
-    """The golden values after a pass, through `convert`, so that they carry our names."""
+    """The golden values after a pass, with our names."""
     variables = golden('var|') | golden(prefix)
     stats = official.convert(official_config(), variables)[network][collection]
     assert len(golden(prefix)) > 10
@@ -65,7 +65,7 @@ def test_generator_in_training_mode(converted, networks):
     )
     averages = expected_stats(converted[0], 0, 'batch_stats', 'out|after_bn|')
     assert len(golden('out|after_bn|')) == 20
-    for block in (f'block{i}' for i in range(1, 6)):  # the last batch norm is not among them
+    for block in (f'block{i}' for i in range(1, 6)):  # the last batch norm is not recorded
         chex.assert_trees_all_close(stats['batch_stats'][block], averages[block], **TOLERANCE)
 
 
@@ -94,7 +94,7 @@ def test_discriminator(converted, networks):
     chex.assert_trees_all_equal(stats['spectral_stats'], converted[1]['spectral_stats'])
 
 
-def test_convert_passes_over_optimiser_slots_and_any_outer_scope():
+def test_convert_ignores_optimiser_slots_and_outer_scopes():
     variables = {f'tower/{name}': value for name, value in golden('var|').items()}
     variables['tower/model/g_snh0/Matrix/Adam_1'] = variables['tower/model/g_snh0/Matrix']
     variables['beta1_power'] = np.float32(0)
@@ -107,11 +107,11 @@ def test_convert_passes_over_optimiser_slots_and_any_outer_scope():
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        (lambda v: v.pop('model/g_bn/beta'), 'lack 1 .* params/norm/bias'),
+        (lambda v: v.pop('model/g_bn/beta'), '1 variables of .* missing.* params/norm/bias'),
         (lambda v: v.update({'model/g_new/w': np.zeros(3)}), 'g_new/w is not a variable'),
         (
             lambda v: v.update({'model/g_block9/snconv1/w': np.zeros(3)}),
-            'has no place for .*block9',
+            'block9/.* is not in the networks of this configuration',
         ),
         (lambda v: v.update({'model/g_bn/beta': np.zeros(3)}), 'g_bn/beta has shape'),
     ],
