@@ -1,4 +1,4 @@
-"""Pictures and labels: prepared once, then batches as a function of (seed, step)."""
+"""Images and labels: prepared once, then batches as a function of (seed, step)."""
 
 from sagan_jax.data.loading import Source, load
 from sagan_jax.data.reading import (

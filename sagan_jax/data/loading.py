@@ -1,4 +1,4 @@
-"""From the configuration's `dataset` to a random-access source of pictures and labels."""
+"""Opens the configuration's `dataset` as a random-access source of images and labels."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import grain
 import ml_collections
@@ -23,14 +23,21 @@ from sagan_jax.errors import UserError
 from sagan_jax.images import square
 
 
+class Example(TypedDict):
+    """A labelled image."""
+
+    image: np.ndarray  # uint8 [S, S, 3]
+    label: int | np.integer
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A split of a data set, prepared and open for reading in any order."""
+    """A split of a data set, prepared and open for random access."""
 
-    examples: Sequence[dict[str, Any]]  # 'image': uint8 [S, S, 3], 'label': an integer
+    examples: Sequence[Example]
     class_names: tuple[str, ...]  # labels are indices into these
     image_size: int  # S
-    name: str  # with builder configuration and version: never the same for other pictures
+    name: str  # with builder configuration and version: different images have different names
     split: str
     folder: Path  # of the prepared data
 
@@ -39,19 +46,19 @@ class Source:
 
 
 def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
-    """Opens a split of a data set, which is prepared first if this is its first use.
+    """Opens a split of a data set, and prepares the data set on first use.
 
     Args:
-      dataset: the configuration's `dataset`, of which `name`, `data_dir`, `source_dir`,
-        `image_size` and `num_classes` are read. `name` is 'shapes', 'image_folder' (the folder
-        `source_dir`), or a TFDS data set with pictures under 'image' and classes under 'label'.
-        Labels may be missing where `num_classes` is 0 or 1; then all are 0.
-      split: 'train' or 'test'; a data set without 'test' is tested on its 'validation'.
+      dataset: the configuration's `dataset`. Reads `name`, `data_dir`, `source_dir`, `image_size`
+        and `num_classes`. `name` is 'shapes', 'image_folder' (the folder `source_dir`), or a TFDS
+        data set with images under 'image' and classes under 'label'. Labels may be missing if
+        `num_classes` is 0 or 1; then all are 0.
+      split: 'train' or 'test'. If there is no 'test', its 'validation' is opened.
 
     Raises:
-      UserError: there is no such data set, folder or split; it has other classes than
-        `num_classes`; or it cannot be prepared, because of an unreadable picture, a folder that
-        cannot be written, or a missing TensorFlow.
+      UserError: if there is no such data set, folder or split; if its number of classes is not
+        `num_classes`; or if it cannot be prepared, because an image is unreadable, a folder cannot
+        be written, or TensorFlow is missing.
     """
     name = dataset.name
     data_dir = dataset.data_dir and os.path.expanduser(dataset.data_dir)  # TFDS does not
@@ -63,8 +70,8 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         title = f'The folder {listing.folder}'
         if listing.flat and dataset.num_classes > 1:
             raise UserError(
-                f'{title} holds pictures but no class folders: put the pictures of each class '
-                'into a folder of their own, or train without classes with '
+                f'{title} has images but no class folders: put the images of each class into a '
+                'separate folder, or train without classes with '
                 '--config.model.conditioning=none --config.dataset.num_classes=1.'
             )
         make_builder = functools.partial(
@@ -76,18 +83,19 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
     with quiet():
         builder = make_builder()
         class_names = _class_names(builder)
-        # A mistake is told before anything is prepared, which may take hours.
+        # Report mistakes before preparing anything, which may take hours.
         found, wanted = len(class_names or (name,)), max(1, dataset.num_classes)
         if found != wanted:
             raise UserError(
                 f'{title} has {found} classes but dataset.num_classes is {dataset.num_classes}: '
                 f'set --config.dataset.num_classes={found}.'
             )
-        _check_pictures(builder, title)
+        _check_images(builder, title)
         if not builder.is_prepared():
             if os.path.exists(builder.data_dir):
                 raise UserError(
-                    f'{builder.data_dir} is not a prepared data set: remove it or rename it.'
+                    f'The folder {builder.data_dir} is not a prepared data set: remove it or '
+                    'rename it.'
                 )
             if name in ('shapes', 'image_folder'):
                 builder = prepared(make_builder)
@@ -115,35 +123,37 @@ def _find_in_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             f'did you mean {" or ".join(close)}' if close else 'is it the name of a TFDS data set'
         )
         raise UserError(f'There is no data set {name}: {hint}?') from error
-    except (ValueError, AssertionError) as error:  # a name, configuration or version amiss
-        raise UserError(f'TFDS cannot open {name}: {_one_line(error)}') from error
+    except (ValueError, AssertionError) as error:  # a wrong name, configuration or version
+        raise UserError(
+            f'TFDS cannot open {name} ({_one_line(error)}): check --config.dataset.name.'
+        ) from error
 
 
 def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...] | None:
-    """The names of the classes, or None if the examples are not labelled with classes."""
+    """The names of the classes, or None if the examples have no class labels."""
     label = dict(builder.info.features).get('label')
     if isinstance(label, tfds.features.ClassLabel) and label.num_classes is not None:
         return tuple(label.names)
     return None
 
 
-def _check_pictures(builder: tfds.core.DatasetBuilder, title: str) -> None:
-    image = dict(builder.info.features).get('image')
-    is_picture = isinstance(image, tfds.features.Image) or (
+def _check_images(builder: tfds.core.DatasetBuilder, title: str) -> None:
+    image: Any = dict(builder.info.features).get('image')
+    is_image = isinstance(image, tfds.features.Image) or (
         isinstance(image, tfds.features.Tensor) and image.shape[2:] == (3,)
     )
-    if not is_picture or image.np_dtype != np.uint8:
+    if not is_image or image.np_dtype != np.uint8:
         raise UserError(
-            f'{title} has no pictures under the key "image", only '
+            f'{title} has no images under the key "image", only '
             f'{", ".join(builder.info.features)}: choose another with --config.dataset.name=NAME.'
         )
 
 
 def _prepare_by_tfds(builder: tfds.core.DatasetBuilder) -> None:
-    own_to_tfds = type(builder).__module__.startswith('tensorflow_datasets.')
+    from_tfds = type(builder).__module__.startswith('tensorflow_datasets.')
     try:
-        if own_to_tfds and not importlib.util.find_spec('tensorflow'):
-            raise ModuleNotFoundError(name='tensorflow')  # before the download rather than after
+        if from_tfds and not importlib.util.find_spec('tensorflow'):
+            raise ModuleNotFoundError(name='tensorflow')  # before the download, not after it
         builder.download_and_prepare(
             file_format='array_record',
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -151,10 +161,10 @@ def _prepare_by_tfds(builder: tfds.core.DatasetBuilder) -> None:
     except ImportError as error:
         package = 'tensorflow-cpu' if error.name == 'tensorflow' else error.name
         raise UserError(
-            f'TFDS needs {error.name} to prepare {builder.name}, though not to read it later: '
+            f'TFDS needs {error.name} to prepare {builder.name}, but not to read it later: '
             f'pip install {package}'
         ) from error
-    except (AssertionError, OSError) as error:  # no network, no space, files to fetch by hand
+    except (AssertionError, OSError) as error:  # no network, no space, manual downloads missing
         raise UserError(f'TFDS cannot prepare {builder.name}: {_one_line(error)}') from error
 
 
@@ -165,25 +175,25 @@ def _find_split(builder: tfds.core.DatasetBuilder, split: str) -> str:
             return name
     raise UserError(
         f'The data set {builder.name} has no split {" or ".join(candidates)}, only '
-        f'{", ".join(builder.info.splits)}.'
+        f'{", ".join(builder.info.splits)}: choose another data set or split.'
     )
 
 
 def _open(
     builder: tfds.core.DatasetBuilder, split: str, image_size: int, labelled: bool
-) -> Sequence[dict[str, Any]]:
+) -> Sequence[Example]:
     encoded = isinstance(builder.info.features['image'], tfds.features.Image)
     try:
         examples = builder.as_data_source(
             split,
-            # TFDS would hand over grey, CMYK and palette pictures as they are.
+            # TFDS would return grey, CMYK and palette images unconverted.
             decoders={'image': tfds.decode.SkipDecoding()} if encoded else None,
         )
     except NotImplementedError as error:
         raise UserError(
-            f'{builder.data_dir} is prepared as {builder.info.file_format.value}, which cannot be '
-            'read in random order: remove it, or choose another folder with '
-            '--config.dataset.data_dir=FOLDER, so that it is prepared as array_record.'
+            f'{builder.data_dir} is prepared as {builder.info.file_format.value}, which has no '
+            'random access: remove it, or choose another folder with '
+            '--config.dataset.data_dir=FOLDER, and it is prepared as array_record.'
         ) from error
     stored_size = builder.info.features['image'].shape[:2]
     if labelled and not encoded and stored_size == (image_size, image_size):
@@ -193,13 +203,13 @@ def _open(
     )
 
 
-def _convert(example: dict[str, Any], image_size: int, labelled: bool) -> dict[str, Any]:
-    image = example['image']
-    encoded = isinstance(image, bytes)
-    image = Image.open(io.BytesIO(image)) if encoded else Image.fromarray(image)
+def _convert(example: dict[str, Any], image_size: int, labelled: bool) -> Example:
+    stored = example['image']
+    encoded = isinstance(stored, bytes)
+    image = Image.open(io.BytesIO(stored)) if encoded else Image.fromarray(stored)
     label = example['label'] if labelled else 0
     if label < 0:
-        raise UserError('The data set has pictures without a label: choose another split.')
+        raise UserError('The data set has images without a label: choose another split.')
     return {'image': np.asarray(square(image, image_size)), 'label': label}
 
 

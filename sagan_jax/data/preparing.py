@@ -1,4 +1,4 @@
-"""Preparing our own TFDS builders once, all or nothing."""
+"""Prepares this project's TFDS builders once, all or nothing."""
 
 import contextlib
 import fcntl
@@ -18,20 +18,21 @@ from sagan_jax.errors import UserError
 
 
 def prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
-    """The builder that `make_builder` makes, with its data prepared on the first use.
+    """Calls `make_builder`, and prepares the builder's data on first use.
 
-    TFDS writes into a folder `incomplete.…` and renames it at the end, so a preparation that was
-    interrupted or failed leaves nothing that looks prepared; what a killed one left is removed
-    here. One process prepares at a time, and others that want the same data wait for it.
+    TFDS writes into a folder `incomplete.…` and renames it at the end, so an interrupted or failed
+    preparation leaves nothing that looks prepared. The remains of a killed one are removed here.
+    One process prepares at a time; others that need the same data wait for it.
 
-    Raises UserError when the data folder cannot be written or holds something else.
+    Raises:
+      UserError: if the data folder cannot be written or holds something else.
     """
     builder = make_builder()
     if builder.is_prepared():
         return builder
     folder = Path(builder.data_dir_root) / builder.name
     try:
-        with _alone_in(folder):
+        with _locked(folder):
             builder = make_builder()  # another process may have prepared it in the meantime
             if not builder.is_prepared():
                 _prepare(builder, folder)
@@ -46,22 +47,22 @@ def prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
 def shards(
     examples: Iterator[tuple[Any, dict]], count: int, example_bytes: int
 ) -> list[Callable[[], Iterator[tuple[Any, dict]]]]:
-    """Divides `count` examples among files, as `ShardBasedBuilder` wants it.
+    """Divides `count` examples among files, for `ShardBasedBuilder`.
 
-    One stream fills the files one after the other, so TFDS must write them in order, as it does.
+    One iterator fills the files one after the other. TFDS writes them in order.
     """
-    # A read takes longer the more records its file has (16 µs with 4,000, 107 µs with 50,000,
+    # Reading is slower from files with many records (16 µs with 4,000, 107 µs with 50,000,
     # ArrayRecord 0.8), and TFDS keeps all examples of a file in memory while it writes them.
     per_file = max(1, min(4096, 2**29 // example_bytes))
     files = -(-count // per_file)
-    # The last one takes the rest, so that the stream ends properly.
-    lengths = [per_file] * (files - 1) + [None]
+    # The last file takes the rest, so that the iterator is exhausted.
+    lengths: list[int | None] = [per_file] * (files - 1) + [None]
     return [functools.partial(itertools.islice, examples, length) for length in lengths]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TFDS from announcing what it does on standard output and in absl's log."""
+    """Silences TFDS on standard output and in absl's log."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -72,10 +73,10 @@ def quiet() -> Iterator[None]:
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
-    # Nobody else is preparing in this folder, so these are leftovers.
-    for leftover in list(folder.rglob('incomplete.*')):
-        shutil.rmtree(leftover)
-        _remove_if_empty(leftover.parent)
+    # No other process is preparing in this folder, so these are remains.
+    for remains in list(folder.rglob('incomplete.*')):
+        shutil.rmtree(remains)
+        _remove_if_empty(remains.parent)
     try:
         builder.download_and_prepare()
     finally:
@@ -88,7 +89,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Holds a lock that the system releases even if the process is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / '.lock', 'w') as file:

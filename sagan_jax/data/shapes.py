@@ -1,11 +1,11 @@
-"""The embedded data set: pairs of alike shapes, which only agreement over a distance makes right.
+"""The embedded data set: pairs of matching shapes, right only if both halves agree.
 
-Each picture shows two copies of its class's shape on grey, one in each half, of one colour and one
-size and at independent heights. What a convolution sees locally is easy; that the halves agree is
-what attention is for.
+Each image shows two copies of its class's shape on grey, one in each half, of the same colour and
+size and at independent heights. Convolutions learn the shapes easily; making the two distant halves
+agree is what self-attention is for.
 
-The pictures are the same bytes on every platform: random numbers come from `RandomState`, whose
-stream is frozen, and every operation after that is an integer one or exact to IEEE 754.
+The images are the same bytes on every platform: random numbers come from `RandomState`, whose
+stream never changes, and all operations on them are on integers or exact according to IEEE 754.
 """
 
 import functools
@@ -23,17 +23,17 @@ from sagan_jax.data.preparing import shards
 SIZE = 32
 COUNTS = {'train': 20_000, 'test': 2_000}
 BACKGROUND = 128
-# Scores that these pictures have and others do not: the share of those whose halves agree in
-# colour, and how many hues each class comes in, on average and in the class with the fewest.
+# Scores of this data set only: the share of images whose halves agree in colour, and the number of
+# hues within a class, on average and in the class with the fewest.
 SCORES = ('colour_agreement', 'hue_variety', 'hue_variety_min')
 
 _SEEDS = {'train': 1, 'test': 2}
-_SUBSAMPLES = 4  # a side; a pixel's coverage is the share of its 4×4 points inside the shape
-_AMOUNT = 16 * 64**2  # of colour, the least that an object has: squared levels, over its pixels
-_CHUNK = 100  # pictures drawn at once, so that the intermediates stay in the processor's cache
+_SUBSAMPLES = 4  # per axis; the coverage of a pixel is the share of its 4×4 points in the shape
+_MIN_AMOUNT = 16 * 64**2  # of an object's colour: squared differences summed over its pixels
+_CHUNK = 100  # images drawn at once, so that the intermediates stay in the processor's cache
 
 
-# The shapes: is the point (x, y) inside, y upwards, in units of the radius? x and y broadcast.
+# The shapes: whether (x, y) is inside. y is up, the unit is the radius, x and y broadcast.
 
 
 def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -42,8 +42,8 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # What lies on the inner side of at least four of a pentagram's five lines. The normals are
-    # written out because a sine may differ in its last place between platforms.
+    # Inside are points on the inner side of at least four of a pentagram's five lines. The normals
+    # are literals because the last digit of a sine may differ between platforms.
     normals = (
         (0, -1),
         (0.951057, -0.309017),
@@ -60,7 +60,9 @@ def _cross(x: np.ndarray, y: np.ndarray, reach: float = 1.0, half_width: float =
     return (np.minimum(x, y) <= half_width) & (np.maximum(x, y) <= reach)
 
 
-_INSIDE = {
+Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+_INSIDE: dict[str, Inside] = {
     'disc': lambda x, y: x * x + y * y <= 1,
     'ring': _ring,
     'square': lambda x, y: np.maximum(abs(x), abs(y)) <= 0.8,
@@ -76,16 +78,16 @@ CLASS_NAMES = tuple(_INSIDE)
 
 
 class Parameters(NamedTuple):
-    """What tells one picture from another, for N pictures. The unit is half the picture's side."""
+    """What distinguishes N images from each other. The unit is half the side of an image."""
 
     labels: np.ndarray  # int64 [N], indices into CLASS_NAMES
     radii: np.ndarray  # float64 [N]
-    heights: np.ndarray  # float64 [N, 2], of the left and the right copy's centre; down is positive
+    heights: np.ndarray  # float64 [N, 2], centres of the left and the right copy; down is positive
     colours: np.ndarray  # uint8 [N, 3]
 
 
 def parameters(split: str) -> Parameters:
-    """The parameters of every picture of 'train' or 'test', classes balanced and in mixed order."""
+    """The parameters of all images of 'train' or 'test', balanced over classes and shuffled."""
     random = np.random.RandomState(_SEEDS[split])
     count = COUNTS[split]
 
@@ -106,7 +108,7 @@ def parameters(split: str) -> Parameters:
 
 
 def draw(parameters: Parameters) -> np.ndarray:
-    """Draws N pictures, uint8 [N, 32, 32, 3]."""
+    """Draws N images, uint8 [N, 32, 32, 3]."""
     labels, radii, heights, colours = parameters
     images = np.empty((len(labels), SIZE, SIZE, 3), np.uint8)
     full = _SUBSAMPLES**2
@@ -115,25 +117,31 @@ def draw(parameters: Parameters) -> np.ndarray:
         for start in range(0, len(members), _CHUNK):
             chunk = members[start : start + _CHUNK]
             coverage = _coverage(_INSIDE[name], radii[chunk], heights[chunk])[..., None]
-            # Mixed in integers, which round the same way everywhere; uint16 holds 16 · 255.
-            mixed = colours[chunk, None, None, :] * coverage + BACKGROUND * (full - coverage)
-            images[chunk] = (mixed + full // 2) // full
+            # Blended in integers, which round the same way everywhere; uint16 holds 16 · 255.
+            blended = colours[chunk, None, None, :] * coverage + BACKGROUND * (full - coverage)
+            images[chunk] = (blended + full // 2) // full
     return images
 
 
 def render(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures of 'train' or 'test': images uint8 [N, 32, 32, 3] and labels int64 [N]."""
+    """Draws all of 'train' or 'test': images uint8 [N, 32, 32, 3] and labels int64 [N]."""
     drawn = parameters(split)
     return draw(drawn), drawn.labels
 
 
 def colours_agree(images: jax.Array) -> jax.Array:
-    """Whether the two halves of each picture show objects of one colour: bool [N].
+    """Whether the objects in the two halves of each image have the same colour.
 
-    An object's colour is the mean of its half's pixels, less the background, weighted by their
-    squared distance from it. Two agree when they are at most 32 of 255 levels apart (Euclidean);
-    a half without an object, that is with less colour in it than 16 pixels 64 levels away from the
-    background have, agrees with nothing. Images are [N, 32, 32, 3] from 0 to 255.
+    The colour of an object is the mean difference of its half's pixels from the background,
+    weighted by the square of that difference. Two colours agree if their Euclidean distance is at
+    most 32 of 255. A half has an object if its squared differences sum to at least those of 16
+    pixels that differ by 64. A half without an object agrees with none.
+
+    Args:
+      images: [N, 32, 32, 3], values from 0 to 255.
+
+    Returns:
+      bool [N].
     """
     n = len(images)
     pixels = images.astype(jnp.float32).reshape(n, SIZE, 2, SIZE // 2, 3) - BACKGROUND
@@ -141,31 +149,43 @@ def colours_agree(images: jax.Array) -> jax.Array:
     amounts = weights.sum((1, 3))  # [N, 2, 1]
     colours = (weights * pixels).sum((1, 3)) / jnp.maximum(amounts, 1)  # [N, 2, 3]
     apart = jnp.linalg.norm(colours[:, 0] - colours[:, 1], axis=-1)
-    return (apart <= 32) & (amounts.min((1, 2)) >= _AMOUNT)
+    return (apart <= 32) & (amounts.min((1, 2)) >= _MIN_AMOUNT)
 
 
 def hues(images: jax.Array) -> jax.Array:
-    """The hue of each picture's objects, float32 [N] in [0, 6); NaN where there are none.
+    """The hue of the objects in each image: red 0, green 2, blue 4.
 
-    It is that of all pixels, less the background, weighted by their squared distance from it.
-    Images are [N, 32, 32, 3] from 0 to 255; red is at 0, green at 2, blue at 4.
+    It is the hue of the mean difference of all pixels from the background, weighted by the square
+    of that difference.
+
+    Args:
+      images: [N, 32, 32, 3], values from 0 to 255.
+
+    Returns:
+      float32 [N] in [0, 6); NaN for images without objects.
     """
     pixels = images.astype(jnp.float32) - BACKGROUND
     weights = jnp.square(pixels).sum(-1, keepdims=True)
     red, green, blue = (weights * pixels).sum((1, 2)).T
     angle = jnp.arctan2(0.75**0.5 * (green - blue), red - 0.5 * (green + blue))
     hue = jnp.mod(angle * (3 / jnp.pi), 6)
-    # A small negative angle rounds to 6 itself.
-    return jnp.where(weights.sum((1, 2, 3)) >= _AMOUNT, jnp.where(hue < 6, hue, 0), jnp.nan)
+    # A small negative angle rounds to 6.
+    return jnp.where(weights.sum((1, 2, 3)) >= _MIN_AMOUNT, jnp.where(hue < 6, hue, 0), jnp.nan)
 
 
 def hue_variety(hues: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many hues there are within each class that occurs: float64 [classes].
+    """The effective number of hues within each class: 1 for one colour, 12 if all are as frequent.
 
-    The exponential of the entropy of a histogram over 12 equal parts of the hues, float [N], of
-    the pictures with these labels, int [N]: 12 where all are equally frequent, 1 for one colour.
-    FID, class share and colour agreement do not see a class that comes in one colour alone.
-    Pictures without objects count for nothing, and a class of such has no hue at all: 0.
+    The exponential of the entropy of a histogram with 12 equal bins. FID, class share and colour
+    agreement do not notice a class that has only one colour. Images without objects are ignored; a
+    class that has no others gets 0.
+
+    Args:
+      hues: float [N], from `hues`.
+      labels: int [N].
+
+    Returns:
+      float64 [classes], for the classes that occur in `labels`, in order.
     """
     found = []
     for label in np.unique(labels):
@@ -176,10 +196,10 @@ def hue_variety(hues: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def _coverage(inside: Callable, radii: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """How many of each pixel's 16 points lie inside the shape: uint16 [n, 32, 32]."""
+def _coverage(inside: Inside, radii: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """The number of each pixel's 16 points that are inside the shape: uint16 [n, 32, 32]."""
     points = (np.arange(SIZE * _SUBSAMPLES) + 0.5) / (SIZE * _SUBSAMPLES / 2) - 1  # exact, in ±1
-    # Both centres lie at ±0.5, so the columns of the left half serve the right one too.
+    # The centres are at ±0.5, so both halves have the same columns relative to their centre.
     x = points[: len(points) // 2] + 0.5
     radii = radii[:, None, None, None]
     x = x / radii  # [n, 1, 1, 64]
@@ -189,7 +209,7 @@ def _coverage(inside: Callable, radii: np.ndarray, heights: np.ndarray) -> np.nd
     counts = covered.view(np.uint8).reshape(
         count, copies, rows // _SUBSAMPLES, _SUBSAMPLES, columns // _SUBSAMPLES, _SUBSAMPLES
     )
-    # Adding eight slices is several times faster than a sum over two short axes.
+    # Adding eight slices is several times as fast as a sum over two short axes.
     counts = functools.reduce(np.add, [counts[:, :, :, i] for i in range(_SUBSAMPLES)])
     counts = functools.reduce(np.add, [counts[..., i] for i in range(_SUBSAMPLES)])
     counts = counts.transpose(0, 2, 1, 3).reshape(count, SIZE, SIZE)  # halves side by side
@@ -197,7 +217,7 @@ def _coverage(inside: Callable, radii: np.ndarray, heights: np.ndarray) -> np.nd
 
 
 def _rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """HSV with hue in [0, 6) and the others in [0, 1] to uint8 RGB, [N] each to [N, 3]."""
+    """Converts HSV, hue in [0, 6) and the others in [0, 1], each [N], to uint8 RGB [N, 3]."""
     k = np.fmod(np.array([5, 3, 1]) + hue[:, None], 6)
     ramp = np.clip(np.minimum(k, 4 - k), 0, 1)
     channels = value[:, None] * (1 - saturation[:, None] * ramp)
@@ -205,7 +225,7 @@ def _rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarr
 
 
 class Shapes(tfds.core.ShardBasedBuilder):
-    """The TFDS builder, which writes what `render` returns, in that order."""
+    """The TFDS builder. Writes what `render` returns, in the same order."""
 
     VERSION = tfds.core.Version('1.0.0')
     url_infos = None  # nothing is downloaded
@@ -213,7 +233,7 @@ class Shapes(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description='Two alike shapes in each picture, one in each half.',
+            description='Two matching shapes in each image, one in each half.',
             features=tfds.features.FeaturesDict(
                 {
                     'image': tfds.features.Tensor(

@@ -4,7 +4,7 @@ import pytest
 
 @pytest.fixture
 def dataset(tmp_path):
-    """The configuration's `dataset`, with a data folder of this test's own."""
+    """The configuration's `dataset`, with a data folder for this test only."""
     return ml_collections.ConfigDict(
         {
             'name': 'shapes',

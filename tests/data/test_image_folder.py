@@ -17,15 +17,15 @@ from sagan_jax.errors import UserError
 
 @pytest.fixture
 def folder(dataset, tmp_path):
-    """Three class folders of five pictures, at the configuration's size."""
+    """Three class folders of five images, at the configuration's size."""
     dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'), num_classes=3)
     for index, name in enumerate(['cat', 'dog', 'eel']):
         for number in range(5):
-            write(tmp_path / 'own' / name / f'{number}.png', picture(5 * index + number))
+            write(tmp_path / 'own' / name / f'{number}.png', image_of(5 * index + number))
     return tmp_path / 'own'
 
 
-def picture(seed, size=32):
+def image_of(seed, size=32):
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
 
 
@@ -35,12 +35,12 @@ def write(path, image, **options):
 
 
 def contents(source):
-    """What is in a source, whatever its order: {picture's bytes: label}."""
+    """The images and labels of a source, in any order: {bytes: label}."""
     return {example['image'].tobytes(): int(example['label']) for example in source.examples}
 
 
 def leftovers(dataset):
-    """Everything below the data folder that is not of a finished preparation."""
+    """All files below the data folder that belong to no finished preparation."""
     root = Path(dataset.data_dir)
     finished = {path.parent for path in root.rglob('dataset_info.json')}
     return [
@@ -50,63 +50,63 @@ def leftovers(dataset):
     ]
 
 
-def test_lossless_and_labelled_by_sorted_names(dataset, folder):
+def test_images_are_stored_losslessly_with_labels_in_order_of_names(dataset, folder):
     source = data.load(dataset)
     assert source.class_names == ('cat', 'dog', 'eel')
     assert (len(source), source.image_size) == (15, 32)
-    assert contents(source) == {picture(seed).tobytes(): seed // 5 for seed in range(15)}
+    assert contents(source) == {image_of(seed).tobytes(): seed // 5 for seed in range(15)}
     assert source.examples[0]['image'].shape == (32, 32, 3)
     assert source.examples[0]['image'].dtype == np.uint8
-    # Stored in mixed order: not class by class.
+    # Stored in shuffled order, not class by class.
     labels = [int(example['label']) for example in source.examples]
     assert labels != sorted(labels)
 
 
-def test_more_than_is_read_ahead(dataset, folder):
+def test_more_images_than_are_read_ahead(dataset, folder):
     expected = contents(data.load(dataset))
     for number in range(16 * 3 * (os.cpu_count() + 1)):
-        write(folder / 'eel' / f'more{number}.png', picture(1000 + number))
-        expected[picture(1000 + number).tobytes()] = 2
+        write(folder / 'eel' / f'more{number}.png', image_of(1000 + number))
+        expected[image_of(1000 + number).tobytes()] = 2
     assert contents(data.load(dataset)) == expected
 
 
 @pytest.mark.parametrize('test_name', ['test', 'val', 'validation'])
 def test_splits(dataset, tmp_path, test_name):
     for name, seed in [('cat', 1), ('dog', 2)]:
-        write(tmp_path / 'own/train' / name / 'a.png', picture(seed))
-    write(tmp_path / 'own' / test_name / 'dog/a.png', picture(3))
+        write(tmp_path / 'own/train' / name / 'a.png', image_of(seed))
+    write(tmp_path / 'own' / test_name / 'dog/a.png', image_of(3))
     dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'), num_classes=2)
-    assert contents(data.load(dataset)) == {picture(1).tobytes(): 0, picture(2).tobytes(): 1}
-    assert contents(data.load(dataset, 'test')) == {picture(3).tobytes(): 1}
+    assert contents(data.load(dataset)) == {image_of(1).tobytes(): 0, image_of(2).tobytes(): 1}
+    assert contents(data.load(dataset, 'test')) == {image_of(3).tobytes(): 1}
 
 
 def test_a_class_called_train(dataset, folder):
-    write(folder / 'train' / 'engine.png', picture(99))
+    write(folder / 'train' / 'engine.png', image_of(99))
     dataset.num_classes = 4
     source = data.load(dataset)
     assert source.class_names == ('cat', 'dog', 'eel', 'train')
-    assert contents(source)[picture(99).tobytes()] == 3
+    assert contents(source)[image_of(99).tobytes()] == 3
 
 
-def test_hidden_and_other_files_do_not_count(dataset, folder):
-    write(folder / '.thumbnails' / 'a.png', picture(50))
-    write(folder / 'cat' / '.hidden.png', picture(51))
-    (folder / 'cat' / '._0.png').write_bytes(b'of macOS')
-    (folder / 'cat' / 'notes.txt').write_text('not a picture')
-    (folder / 'README.txt').write_text('neither')
+def test_hidden_and_other_files_are_ignored(dataset, folder):
+    write(folder / '.thumbnails' / 'a.png', image_of(50))
+    write(folder / 'cat' / '.hidden.png', image_of(51))
+    (folder / 'cat' / '._0.png').write_bytes(b'macOS metadata')
+    (folder / 'cat' / 'notes.txt').write_text('not an image')
+    (folder / 'README.txt').write_text('not an image either')
     (folder / 'dog' / '3.png').rename(folder / 'dog' / '3.PNG')
     assert len(contents(data.load(dataset))) == 15
 
 
 def test_flat_folder_without_classes(dataset, tmp_path):
     for seed in range(4):
-        write(tmp_path / 'own' / f'{seed}.png', picture(seed))
+        write(tmp_path / 'own' / f'{seed}.png', image_of(seed))
     dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'))
     for num_classes in (0, 1):
         dataset.num_classes = num_classes
         source = data.load(dataset)
         assert source.class_names == ('own',)
-        assert contents(source) == {picture(seed).tobytes(): 0 for seed in range(4)}
+        assert contents(source) == {image_of(seed).tobytes(): 0 for seed in range(4)}
     dataset.num_classes = 10
     with pytest.raises(UserError, match=r'no class folders.*num_classes=1'):
         data.load(dataset)
@@ -123,31 +123,31 @@ def test_prepared_once(dataset, folder, monkeypatch):
 
 
 @pytest.mark.parametrize('change', ['content', 'time', 'removed', 'renamed', 'added'])
-def test_a_changed_folder_is_prepared_anew(dataset, folder, change):
+def test_a_changed_folder_is_prepared_again(dataset, folder, change):
     before = contents(data.load(dataset))
     changed = folder / 'cat' / '0.png'
     expected = dict(before)
     if change == 'content':
-        del expected[picture(0).tobytes()]
+        del expected[image_of(0).tobytes()]
         expected[bytes(32 * 32 * 3)] = 0
         write(changed, np.zeros((32, 32, 3), np.uint8))
     elif change == 'time':
         os.utime(changed, (1, 1))
     elif change == 'removed':
-        del expected[picture(0).tobytes()]
+        del expected[image_of(0).tobytes()]
         changed.unlink()
     elif change == 'renamed':
-        expected[picture(0).tobytes()] = 2
+        expected[image_of(0).tobytes()] = 2
         changed.rename(folder / 'eel' / 'new.png')
     else:
-        expected[picture(77).tobytes()] = 1
-        write(folder / 'dog' / 'new.png', picture(77))
+        expected[image_of(77).tobytes()] = 1
+        write(folder / 'dog' / 'new.png', image_of(77))
     prepared_before = len(list(Path(dataset.data_dir).rglob('dataset_info.json')))
     assert contents(data.load(dataset)) == expected
     assert len(list(Path(dataset.data_dir).rglob('dataset_info.json'))) == prepared_before + 1
 
 
-def test_another_size_or_folder_is_prepared_anew(dataset, folder):
+def test_another_size_or_folder_is_prepared_separately(dataset, folder):
     data.load(dataset)
     dataset.image_size = 64
     assert data.load(dataset).examples[0]['image'].shape == (64, 64, 3)
@@ -177,17 +177,17 @@ def test_many_shards(dataset, folder, monkeypatch):
     assert contents(source) == before
 
 
-def test_a_truncated_picture_stops_preparation(dataset, folder, capfd):
+def test_a_truncated_image_stops_the_preparation(dataset, folder, capfd):
     bad = folder / 'dog' / '2.jpg'
-    write(bad, picture(7, 200), quality=95)
+    write(bad, image_of(7, 200), quality=95)
     bad.write_bytes(bad.read_bytes()[:5000])
     with pytest.raises(UserError, match=f'Cannot read the image {bad} .*truncated'):
         data.load(dataset)
     assert not list(Path(dataset.data_dir).rglob('dataset_info.json'))
     assert not list(Path(dataset.data_dir).rglob('*incomplete*'))
     assert not list(Path(dataset.data_dir, 'image_folder').glob('32px*'))
-    # Once it is mended all is well, and only the progress bar is printed.
-    write(bad, picture(7, 200))
+    # After replacing it, preparation succeeds and prints only the progress bar.
+    write(bad, image_of(7, 200))
     capfd.readouterr()
     assert len(data.load(dataset)) == 16
     printed = capfd.readouterr()
@@ -218,8 +218,8 @@ def start_loading(dataset):
 
 
 def test_killed_in_the_middle(dataset, folder):
-    # Enough work for seconds: one large picture under many names.
-    write(folder / 'cat' / 'large.jpg', picture(1, 1500), quality=90)
+    # Enough work for seconds: one large image under many names.
+    write(folder / 'cat' / 'large.jpg', image_of(1, 1500), quality=90)
     for number in range(400):
         os.link(folder / 'cat' / 'large.jpg', folder / 'cat' / f'copy{number}.jpg')
     process = start_loading(dataset)
@@ -234,7 +234,7 @@ def test_killed_in_the_middle(dataset, folder):
     assert leftovers(dataset)
     assert not list(Path(dataset.data_dir).rglob('dataset_info.json'))
 
-    # The next start, of the mended folder too, clears it away and prepares everything.
+    # The next start, even of a changed folder, removes the remains and prepares everything.
     for number in range(400):
         (folder / 'cat' / f'copy{number}.jpg').unlink()
     assert len(data.load(dataset)) == 16
@@ -246,14 +246,14 @@ def test_one_process_prepares_and_the_other_waits(dataset, folder, capsys, monke
     lengths = []
     loading = threading.Thread(target=lambda: lengths.append(len(data.load(dataset))))
     root = Path(dataset.data_dir) / 'image_folder'
-    with preparing._alone_in(root):
+    with preparing._locked(root):
         loading.start()
         loading.join(1)
         assert loading.is_alive()
         assert [path.name for path in root.iterdir()] == ['.lock']
         listing = image_folder.scan(dataset.source_dir)
         image_folder.builder(listing, 32, dataset.data_dir).download_and_prepare()
-        monkeypatch.setattr(preparing, '_prepare', None)  # once is enough
+        monkeypatch.setattr(preparing, '_prepare', None)  # must not run again
     loading.join(30)
     assert lengths == [15]
     assert 'Another process is preparing data in' in capsys.readouterr().err
@@ -268,7 +268,9 @@ def test_number_of_classes(dataset, folder):
 
 def test_no_source_dir(dataset):
     dataset.name = 'image_folder'
-    with pytest.raises(UserError, match=r'needs --config.dataset.source_dir=FOLDER'):
+    with pytest.raises(
+        UserError, match=r'no dataset.source_dir: set --config.dataset.source_dir=FOLDER'
+    ):
         data.load(dataset)
 
 
@@ -281,21 +283,21 @@ def test_missing_folder(dataset, tmp_path):
 def test_empty_folder(dataset, tmp_path):
     (tmp_path / 'own').mkdir()
     dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'))
-    with pytest.raises(UserError, match=r'own holds no pictures: put files that end in .bmp'):
+    with pytest.raises(UserError, match=r'own has no images: put files that end in .bmp'):
         data.load(dataset)
 
 
-def test_class_folder_without_pictures(dataset, folder):
+def test_class_folder_without_images(dataset, folder):
     (folder / 'fox').mkdir()
-    with pytest.raises(UserError, match='own/fox holds no pictures: '):
+    with pytest.raises(UserError, match='own/fox has no images: '):
         data.load(dataset)
 
 
-def test_class_only_to_test(dataset, tmp_path):
-    write(tmp_path / 'own/train/cat/a.png', picture(1))
-    write(tmp_path / 'own/test/cow/a.png', picture(2))
+def test_class_in_the_test_split_only(dataset, tmp_path):
+    write(tmp_path / 'own/train/cat/a.png', image_of(1))
+    write(tmp_path / 'own/test/cow/a.png', image_of(2))
     dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'), num_classes=1)
-    with pytest.raises(UserError, match=r'pictures of cow in .*own/test but none in .*own/train'):
+    with pytest.raises(UserError, match=r'images of cow in .*own/test but none in .*own/train'):
         data.load(dataset)
 
 

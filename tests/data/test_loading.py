@@ -13,12 +13,12 @@ from sagan_jax import data
 from sagan_jax.errors import UserError
 
 
-def picture(seed, shape=(28, 20)):
+def grey_image(seed, shape=(28, 20)):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-class TinyPictures(tfds.core.GeneratorBasedBuilder):
-    """Grey PNG files of 28×20 in three classes, as TFDS's own data sets store theirs."""
+class TinyImages(tfds.core.GeneratorBasedBuilder):
+    """Grey 28×20 PNG files in three classes, stored as in TFDS's own data sets."""
 
     VERSION = tfds.core.Version('1.0.0')
     url_infos = None
@@ -39,18 +39,18 @@ class TinyPictures(tfds.core.GeneratorBasedBuilder):
             importlib.import_module(self.missing_module)
         for seed in range(count):
             file = io.BytesIO()
-            Image.fromarray(picture(seed)).save(file, 'PNG')
+            Image.fromarray(grey_image(seed)).save(file, 'PNG')
             file.seek(0)
             yield seed, {'image': file} | ({'label': seed % 3} if self.label else {})
 
 
-class ElsewherePictures(TinyPictures, skip_registration=True):
-    """Prepared by somebody else: TFDS finds the files, not this code."""
+class ElsewhereImages(TinyImages, skip_registration=True):
+    """Prepared by someone else: TFDS finds the files but not this class."""
 
-    name = 'elsewhere_pictures'
+    name = 'elsewhere_images'
 
 
-class UnlabelledPictures(TinyPictures):
+class UnlabelledImages(TinyImages):
     label = None
 
 
@@ -70,7 +70,7 @@ class TextOnly(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture
 def tiny(dataset):
-    dataset.update(name='tiny_pictures', num_classes=3)
+    dataset.update(name='tiny_images', num_classes=3)
     return dataset
 
 
@@ -82,7 +82,7 @@ def check_tiny(source, count, labelled=True):
         assert example['image'].dtype == np.uint8
         grey = example['image'][..., 0]
         assert (example['image'] == grey[..., None]).all()
-        (seed,) = [s for s in range(count) if np.array_equal(grey, picture(s)[4:-4])]
+        (seed,) = [s for s in range(count) if np.array_equal(grey, grey_image(s)[4:-4])]
         assert example['label'] == (seed % 3 if labelled else 0)
         seen.add(seed)
     assert seen == set(range(count))
@@ -93,20 +93,20 @@ def test_prepared_on_first_use(tiny):
     source = data.load(tiny)
     assert source.class_names == ('low', 'middle', 'high')
     check_tiny(source, 30)
-    check_tiny(data.load(tiny, 'test'), 6)  # which is TFDS's validation
+    check_tiny(data.load(tiny, 'test'), 6)  # TFDS's validation
 
 
-def test_prepared_already(dataset):
-    ElsewherePictures(data_dir=dataset.data_dir).download_and_prepare(file_format='array_record')
-    dataset.update(name='elsewhere_pictures', num_classes=3, image_size=20)
+def test_data_prepared_by_someone_else(dataset):
+    ElsewhereImages(data_dir=dataset.data_dir).download_and_prepare(file_format='array_record')
+    dataset.update(name='elsewhere_images', num_classes=3, image_size=20)
     check_tiny(data.load(dataset), 30)
 
 
 def test_without_labels(dataset):
-    dataset.update(name='unlabelled_pictures', image_size=20)
+    dataset.update(name='unlabelled_images', image_size=20)
     for dataset.num_classes in (0, 1):
         source = data.load(dataset)
-        assert source.class_names == ('unlabelled_pictures',)
+        assert source.class_names == ('unlabelled_images',)
         check_tiny(source, 30, labelled=False)
     dataset.num_classes = 10
     with pytest.raises(UserError, match=r'has 1 classes but .* is 10: .*num_classes=1'):
@@ -117,10 +117,12 @@ def test_resized_on_the_fly(tiny):
     tiny.image_size = 10
     source = data.load(tiny)
     expected = {
-        Image.fromarray(picture(seed)[4:-4]).resize((10, 10), Image.Resampling.BOX).tobytes(): seed
+        Image.fromarray(grey_image(seed)[4:-4])
+        .resize((10, 10), Image.Resampling.BOX)
+        .tobytes(): seed
         for seed in range(30)
     }
-    # Box and Lanczos agree about what is where.
+    # Box and Lanczos resampling give similar images.
     for example in source.examples:
         assert example['image'].shape == (10, 10, 3)
         distance = {
@@ -140,17 +142,17 @@ def test_shapes_resized_on_the_fly(dataset):
 
 def test_number_of_classes(tiny):
     tiny.num_classes = 10
-    with pytest.raises(UserError, match=r'tiny_pictures has 3 classes .* is 10: .*num_classes=3'):
+    with pytest.raises(UserError, match=r'tiny_images has 3 classes .* is 10: .*num_classes=3'):
         data.load(tiny)
 
 
 def test_prepared_as_tfrecord(tiny):
     data.load(tiny)
-    builder = tfds.builder('tiny_pictures', data_dir=tiny.data_dir)
+    builder = tfds.builder('tiny_images', data_dir=tiny.data_dir)
     path = builder.data_path / 'dataset_info.json'
     info = json.loads(path.read_text())
     path.write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
-    with pytest.raises(UserError, match=r'tiny_pictures/1.0.0 is prepared as tfrecord.*remove it'):
+    with pytest.raises(UserError, match=r'tiny_images/1.0.0 is prepared as tfrecord.*remove it'):
         data.load(tiny)
 
 
@@ -167,7 +169,7 @@ def test_tensorflow_missing(dataset, monkeypatch):
 
 
 def test_another_module_missing(tiny, monkeypatch):
-    monkeypatch.setattr(TinyPictures, 'missing_module', 'no_such_module')
+    monkeypatch.setattr(TinyImages, 'missing_module', 'no_such_module')
     with pytest.raises(UserError, match=r'needs no_such_module .* pip install no_such_module'):
         data.load(tiny)
 
@@ -187,16 +189,14 @@ def test_unknown_name(dataset):
 @pytest.mark.parametrize('name', ['cifar10/no_such_config', 'cifar10:9.9.9', 'not a name', ''])
 def test_impossible_name(dataset, name):
     dataset.name = name
-    with pytest.raises(UserError, match=f'TFDS cannot open {name}: ') as caught:
+    with pytest.raises(UserError, match=rf'TFDS cannot open {name} \(') as caught:
         data.load(dataset)
     assert '\n' not in str(caught.value)
 
 
-def test_no_pictures(dataset):
+def test_no_images(dataset):
     dataset.update(name='text_only', num_classes=0)
-    with pytest.raises(
-        UserError, match='text_only has no pictures under the key "image", only text'
-    ):
+    with pytest.raises(UserError, match='text_only has no images under the key "image", only text'):
         data.load(dataset)
 
 

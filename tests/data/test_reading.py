@@ -9,7 +9,7 @@ from sagan_jax.errors import UserError
 
 
 def source_of(count, labels=None):
-    """A source in memory whose picture i can be told by its first pixel."""
+    """A source in memory whose images have their index in the first pixel."""
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
     labels = np.arange(count) % 3 if labels is None else labels
@@ -68,7 +68,7 @@ def test_a_batch_depends_on_seed_and_step_only():
 
 def test_far_ahead_without_replaying():
     source = source_of(50)
-    far = 10**9  # 320 million epochs; replaying would not end
+    far = 10**9  # 320 million epochs; replaying them would never end
     images, _ = next(data.batches(source, 0, 16, start=far))
     np.testing.assert_array_equal(rows(images), stream(source, 0, 16, far + 1, start=far))
 
@@ -82,12 +82,12 @@ def test_seeds_differ():
     source = source_of(500)
     streams = [stream(source, seed, 500, 3) for seed in range(6)]
     for one, other in itertools.combinations(streams, 2):
-        # By chance one in 500 rows agrees. Neighbouring seeds share no epoch either.
+        # By chance one in 500 rows agrees. Consecutive seeds share no epoch either.
         for shift in (0, 500):
             assert (one[shift:] == other[: len(other) - shift]).mean() < 0.02
 
 
-def test_shuffled_well():
+def test_order_is_not_correlated_with_the_index():
     source = source_of(1000)
     order = stream(source, 0, 100, 10)
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
@@ -99,7 +99,7 @@ def test_endless_without_stop():
     assert len(list(itertools.islice(batches, 200))) == 200
 
 
-def test_rows_of_a_batch_are_read_alone():
+def test_only_the_chosen_rows_of_a_batch_are_read():
     source = source_of(30)
     wanted = np.array([1, 2, 9])
     read = set()
@@ -118,10 +118,10 @@ def test_rows_of_a_batch_are_read_alone():
     for (images, labels), (some_images, some_labels) in pairs:
         np.testing.assert_array_equal(some_images, images[wanted])
         np.testing.assert_array_equal(some_labels, labels[wanted])
-    assert len(read) == 9  # of the thirty of an epoch
+    assert len(read) == 9  # of 30 in an epoch
 
 
-def test_other_pictures_have_another_fingerprint():
+def test_fingerprints_of_different_images_differ():
     source = source_of(100)
     assert data.fingerprint(source) == data.fingerprint(source_of(100))
     changed = [dict(example) for example in source.examples]
@@ -153,7 +153,7 @@ def test_a_damaged_file_is_an_error(dataset):
     content[middle : middle + 50_000] = bytes(50_000)
     shard.write_bytes(content)
     damaged = data.load(dataset, 'test')
-    with pytest.raises(UserError, match=r'cannot be read \(.*Corrupted.* it is prepared again'):
+    with pytest.raises(UserError, match=r'cannot be read \(.*Corrupted.* to prepare it again'):
         list(data.batches(damaged, 0, 100, stop=20))
 
 
@@ -161,7 +161,7 @@ def test_summary():
     labels = np.array([0] * 60 + [1] * 35 + [2] * 5)
     source = source_of(100, labels)
     whole = data.summary(source, seed=0, per_class=8)
-    assert whole.count == 100
+    assert whole.num_images == 100
     np.testing.assert_array_equal(whole.label_counts, [60, 35, 5])
     pixels = np.stack([example['image'] for example in source.examples])
     assert (whole.minimum, whole.maximum) == (pixels.min(), pixels.max())
@@ -170,10 +170,10 @@ def test_summary():
         assert (labels[rows(images)] == label).all()
 
 
-def test_summary_of_the_first_of_the_order():
+def test_summary_of_the_first_images():
     source = source_of(700)
-    part = data.summary(source, seed=4, per_class=8, count=250)
-    assert part.count == 250
+    part = data.summary(source, seed=4, per_class=8, num_images=250)
+    assert part.num_images == 250
     order = stream(source, 4, 250, 1)
     np.testing.assert_array_equal(part.label_counts, np.bincount(order % 3))
     np.testing.assert_array_equal(rows(part.images[1]), order[order % 3 == 1][:8])
@@ -188,7 +188,7 @@ def test_summary_of_a_dark_data_set():
 
 
 @pytest.mark.parametrize('batch_size', [1, 7, 30, 64])
-def test_once_goes_through_everything_in_order(batch_size):
+def test_one_pass_reads_all_examples_in_order(batch_size):
     source = source_of(30)
     images, labels = zip(*data.one_pass(source, batch_size), strict=True)
     assert [len(batch) for batch in images[:-1]] == [batch_size] * (len(images) - 1)
@@ -196,7 +196,7 @@ def test_once_goes_through_everything_in_order(batch_size):
     np.testing.assert_array_equal(np.concatenate(labels), np.arange(30) % 3)
 
 
-def test_rows_name_the_same_pictures_in_the_same_order():
+def test_index_batches_are_the_same_batches():
     source = source_of(30)
     images, labels = data.all_examples(source)
     pairs = zip(

@@ -33,15 +33,15 @@ def test_same_bytes_everywhere(rendered, split):
 def test_balanced_and_mixed(rendered, split):
     labels = rendered[split][1]
     assert (np.bincount(labels) == len(labels) // 10).all()
-    # Any stretch of a thousand has about a hundred of each class.
+    # Any thousand in a row have about a hundred of each class.
     counts = np.stack([np.bincount(part, minlength=10) for part in labels.reshape(-1, 1000)])
     assert counts.min() > 60
     assert counts.max() < 140
 
 
-def test_no_picture_twice(rendered):
-    everything = np.concatenate([images for images, _ in rendered.values()])
-    assert len({image.tobytes() for image in everything}) == len(everything) == 22_000
+def test_no_two_images_are_equal(rendered):
+    images = np.concatenate([images for images, _ in rendered.values()])
+    assert len({image.tobytes() for image in images}) == len(images) == 22_000
 
 
 def masks(radius, heights=(0.0, 0.0)):
@@ -58,7 +58,7 @@ def masks(radius, heights=(0.0, 0.0)):
 
 
 @pytest.mark.parametrize('radius', [0.34, 0.38, 0.42])
-def test_no_two_classes_alike(radius):
+def test_shapes_of_classes_differ(radius):
     mask = masks(radius)
     for a in range(10):
         for b in range(a):
@@ -88,8 +88,8 @@ def test_areas(name, area):
     assert coverage == pytest.approx(area * (16 * 0.42) ** 2, rel=0.06)
 
 
-def test_copies_are_alike_and_in_their_halves():
-    # Equal heights: the right half is the left one, even to the pixel.
+def test_copies_match_and_stay_in_their_halves():
+    # At equal heights, the halves are equal to the pixel.
     mask = masks(0.38, (0.2, 0.2))
     np.testing.assert_array_equal(mask[:, :, :16], mask[:, :, 16:])
     # Heights are independent, and down is positive.
@@ -98,7 +98,7 @@ def test_copies_are_alike_and_in_their_halves():
     centre_left = (mask[:, :, :16] * rows).sum((1, 2)) / mask[:, :, :16].sum((1, 2))
     centre_right = (mask[:, :, 16:] * rows).sum((1, 2)) / mask[:, :, 16:].sum((1, 2))
     np.testing.assert_allclose(centre_right - centre_left, 0.8 * 16, atol=0.1)
-    # Nothing is cut off at the widest and lowest.
+    # Nothing is cut off at the largest radius and height.
     mask = masks(0.42, (0.45, -0.45))
     assert not mask[:, [0, -1]].any()
     np.testing.assert_allclose(mask.sum((1, 2)), masks(0.42).sum((1, 2)), rtol=0.06)
@@ -114,7 +114,7 @@ def test_halves_have_one_colour_and_size(rendered):
     np.testing.assert_array_equal(colour_left, colour_right)
     np.testing.assert_allclose(left.sum(1), right.sum(1), rtol=0.12)
     assert len(np.unique(colour_left, axis=0)) > 1900
-    # Saturated: far from the grey background and from any grey.
+    # Saturated: far from the background and from any other grey.
     assert (colour_left.max(1) >= 204).all()
     assert (colour_left.min(1) <= 51).all()
 
@@ -141,19 +141,19 @@ def test_other_number_of_classes(dataset):
 def test_hues():
     drawn = shapes.parameters('test')
     images = shapes.draw(shapes.Parameters(*(field[:300] for field in drawn)))
-    # Angles on the colour circle and the hues of HSV, on a hexagon, are at most 1.1 degrees apart.
+    # Angles on a circle and the hues of HSV, on a hexagon, differ by at most 1.1 degrees.
     expected = np.array([colorsys.rgb_to_hsv(*c)[0] * 6 for c in drawn.colours[:300] / 255])
     apart = np.abs(np.asarray(shapes.hues(images)) - expected)
     assert np.minimum(apart, 6 - apart).max() < 0.1
     assert np.isnan(shapes.hues(np.full((2, 32, 32, 3), shapes.BACKGROUND, np.uint8))).all()
 
 
-def test_variety_of_hues():
+def test_hue_variety():
     rng = np.random.default_rng(0)
     hues = np.concatenate([
         (np.arange(240) + 0.5) / 40,  # every hue equally often
         np.full(50, 5.99),  # one colour
-        np.repeat([0.1, 3.1], 30),  # two, which a mean would take for all
+        np.repeat([0.1, 3.1], 30),  # two opposite colours
         np.full(20, np.nan),  # no objects
     ])  # fmt: skip
     labels = np.repeat([0, 1, 2, 5], [240, 50, 60, 20])
@@ -166,11 +166,11 @@ def test_variety_of_hues():
     np.testing.assert_allclose(shapes.hue_variety(uneven, np.zeros(len(uneven), int)), [expected])
 
 
-def test_colours_of_the_halves():
+def test_colours_agree():
     images, _ = shapes.render('test')
     images = images[:500]
     assert np.asarray(shapes.colours_agree(images)).all()
-    # Halves of different pictures agree as seldom as two random hues do.
+    # Halves of different images agree as rarely as two random hues.
     strangers = images.copy()
     strangers[:, :, 16:] = np.roll(images, 1, axis=0)[:, :, 16:]
     assert 0.01 < np.asarray(shapes.colours_agree(strangers)).mean() < 0.06
