@@ -1,9 +1,9 @@
-"""Scores for generated images, as plain functions on arrays and for any model.
+"""Scores of generated images, as plain functions of arrays from any model.
 
     features = metrics.inception.load(path)      # uint8 [N, H, W, 3] → {'2048': [N, 2048], …}
     metrics.fid(features(real)['2048'], features(fake)['2048'])
 
-Nothing here knows of training, models or data sets.
+This package does not depend on training, models or data sets.
 """
 
 from sagan_jax.metrics import inception

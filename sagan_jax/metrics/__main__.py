@@ -1,4 +1,4 @@
-"""Scores two folders of pictures against each other: `python -m sagan_jax.metrics REAL FAKE`."""
+"""Scores a folder of generated images: `python -m sagan_jax.metrics REAL FAKE`."""
 
 import argparse
 import json
@@ -17,11 +17,11 @@ from sagan_jax.metrics.features import Collected, collect, on_devices
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import versions
 
-PAIRS = 10_000  # pictures of each folder, at most, for the scores over pairs of samples
+MAX_PAIRED = 10_000  # images of each folder, at most, for scores over pairs of samples
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status, 2 after a mistake of the user's."""
+    """Runs the command line and returns the exit status: 2 after a user's mistake."""
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f'Warning: {message}.', file=sys.stderr)
@@ -40,80 +40,79 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m sagan_jax.metrics',
-        description='Scores a folder of generated pictures against a folder of real ones with the '
+        description='Scores a folder of generated images against a folder of real ones with the '
         'Inception network of 2015-12-05: FID, Inception Score, KID, precision and recall, density '
-        f'and coverage, the last five over at most {PAIRS} pictures of each folder. Folders are '
-        'read with all folders below them; all pictures must be of one size. Prints one line of '
-        'JSON per score.',
+        f'and coverage, the last five over at most {MAX_PAIRED} images of each folder. Reads '
+        'subfolders too. All images must have the same size. Prints one line of JSON per score.',
     )
-    parser.add_argument('real', metavar='REAL', help='folder of real pictures')
-    parser.add_argument('fake', metavar='FAKE', help='folder of generated pictures')
+    parser.add_argument('real', metavar='REAL', help='folder of real images')
+    parser.add_argument('fake', metavar='FAKE', help='folder of generated images')
     parser.add_argument(
         '--weights',
         metavar='PATH',
-        help='inception-2015-12-05.tgz or the classify_image_graph_def.pb inside it; by default '
-        'what the environment variable SAGAN_JAX_INCEPTION names, else it is downloaded once',
+        help='inception-2015-12-05.tgz or the classify_image_graph_def.pb inside it; default: the '
+        'file that the environment variable SAGAN_JAX_INCEPTION names, or else a cached download',
     )
     parser.add_argument('--batch_size', type=_at_least(1), default=64, help='default: %(default)s')
     parser.add_argument(
         '--splits',
         type=_at_least(1),
         default=10,
-        help='of the Inception Score, default: %(default)s',
+        help='splits of the Inception Score, default: %(default)s',
     )
     parser.add_argument(
-        '--max_images', type=_at_least(1), help='use no more pictures of each folder, random ones'
+        '--max_images', type=_at_least(1), help='use at most this many random images of each folder'
     )
     parser.add_argument(
         '--seed',
         type=_at_least(0),
         default=0,
-        help='of the order of the pictures, default: %(default)s',
+        help='seed of the order of the images, default: %(default)s',
     )
-    parser.add_argument('--json', metavar='FILE', help='write the lines into this file as well')
+    parser.add_argument('--json', metavar='FILE', help='write the scores to this file too')
     return parser
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _at_least(minimum: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'{text} is not a whole number of at least {least}')
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f'{text} is not an integer of at least {minimum}')
         return int(text)
 
     return number
 
 
 def _score(options: argparse.Namespace) -> list[dict]:
-    # ---- the pictures, before anything that takes long ----
+    # ---- images, checked before anything that takes long ----
     compared = {'real': options.real, 'fake': options.fake}
     paths = {
         side: folders.find(folder, options.seed)[: options.max_images]
         for side, folder in compared.items()
     }
-    least = max(options.splits, DENSITY_NEIGHBOURS + 1)
+    minimum = max(options.splits, DENSITY_NEIGHBOURS + 1)
     for side, folder in compared.items():
-        if len(paths[side]) < least:
+        if len(paths[side]) < minimum:
             raise UserError(
-                f'The folder {folder} gives {len(paths[side])} pictures but the scores need at '
-                f'least {least} ({options.splits} splits of the Inception Score, '
-                f'{DENSITY_NEIGHBOURS} neighbours of each picture): add pictures or lower --splits.'
+                f'The folder {folder} has {len(paths[side])} images to score but the scores need '
+                f'at least {minimum} ({options.splits} splits of the Inception Score, '
+                f'{DENSITY_NEIGHBOURS} neighbours of each image): add images or lower --splits.'
             )
 
     # ---- features ----
     network = inception.network(options.weights)
     stream = on_devices(network.apply, options.batch_size)
-    like = paths['real'][0]
+    first = paths['real'][0]
 
     def gather(side: str) -> Collected:
         count = len(paths[side])
-        images = folders.batches(paths[side], options.batch_size, like)
+        images = folders.batches(paths[side], options.batch_size, same_size_as=first)
         features = _with_progress(stream(network.variables, images), side, count)
-        return collect(features, network.layer, network.logits, count, options.splits, PAIRS)
+        return collect(features, network.layer, network.logits, count, options.splits, MAX_PAIRED)
 
     real, fake = gather('real'), gather('fake')
 
     # ---- scores, each with its protocol ----
-    height, width, _ = read(like).shape
+    height, width, _ = read(first).shape
     protocol = {
         **compared,
         'image_size': [height, width],
@@ -152,7 +151,9 @@ def _write(rows: list[dict], path: str) -> None:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(rows, indent=2) + '\n')
     except OSError as error:
-        raise UserError(f'Cannot write {path} ({error}): name another file in --json.') from error
+        raise UserError(
+            f'Cannot write {path} ({error}): choose another file with --json.'
+        ) from error
 
 
 if __name__ == '__main__':

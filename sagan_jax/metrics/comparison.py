@@ -1,4 +1,4 @@
-"""All scores of one set of images against another, from what was collected of both."""
+"""All scores of one set of images against another, from their collected features."""
 
 from typing import Any, NamedTuple
 
@@ -10,12 +10,12 @@ KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 
 
 class Score(NamedTuple):
-    """One score and what it was taken from.
+    """A score and the number of samples behind it.
 
     Attributes:
-      name: 'fid', 'is', 'kid', 'precision', 'recall', 'density', 'coverage'.
-      num_real, num_fake: samples on either side.
-      details: its own settings and by-products, such as the standard deviation over splits.
+      name: 'fid', 'is', 'kid', 'precision', 'recall', 'density' or 'coverage'.
+      num_real, num_fake: real and generated samples.
+      details: settings of this score, and further results such as the deviation over splits.
     """
 
     name: str
@@ -26,9 +26,9 @@ class Score(NamedTuple):
 
 
 def compare(real: Collected, fake: Collected, seed: int) -> list[Score]:
-    """FID and Inception Score, and where features were kept the scores over pairs of samples.
+    """Computes FID and Inception Score and, if features were kept, scores over pairs of samples.
 
-    Warns and raises as the scores themselves do; `seed` chooses the subsets of KID.
+    Warns and raises as the functions of each score. `seed` chooses the subsets of KID.
     """
     counts = real.moments.count, fake.moments.count
     value, deviation = scores.score_of_splits(fake.splits)

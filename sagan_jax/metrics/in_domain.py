@@ -1,11 +1,12 @@
-"""In-domain features: a small classifier trained on the data set itself, by one fixed recipe.
+"""In-domain features: a small classifier trained on the data set, with a fixed recipe.
 
-For pictures that are nothing like photographs, and where the Inception weights are out of reach.
-Numbers from these features compare models of one data set with each other and with nothing else.
+For images unlike photographs, or if the Inception weights are unavailable. Scores from these
+features only compare models of the same data set.
 """
 
 import hashlib
 from collections.abc import Iterable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -13,23 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
+from jax.typing import ArrayLike
 
-from sagan_jax.metrics.features import FeatureNetwork
+from sagan_jax.metrics.features import FeatureNetwork, Variables
 
-NAME = 'in-domain-1'  # counts up with every change of the network or the recipe
+NAME = 'in-domain-1'  # increases with every change of the network or the recipe
 FEATURES = 128
 STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1000, 64, 2e-3, 0
 ROTATIONS = 4
 
 
 class Classifier(nn.Module):
-    """3×3 convolutions with stride 2 down to 4×4, one more, the mean over space, logits."""
+    """3×3 convolutions with stride 2 down to 4×4, one more with stride 1, spatial mean, logits."""
 
     outputs: int
 
     @nn.compact
-    def __call__(self, images):
-        """Images [N, S, S, 3], values 0 to 255 → features [N, 128], logits [N, outputs]."""
+    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+        """images [N, S, S, 3], values from 0 to 255 → features [N, 128] and logits [N, outputs]."""
         x = images.astype(jnp.float32) / 127.5 - 1
         width = 32
         while x.shape[1] > 4:
@@ -37,21 +39,22 @@ class Classifier(nn.Module):
             width = min(2 * width, FEATURES)
         x = nn.relu(nn.Conv(FEATURES, (3, 3), kernel_init=nn.initializers.he_normal())(x))
         features = x.mean((1, 2))
-        # Of one length, so that distances and products mean the same for every data set.
+        # Normalised, so that distances and products have the same scale for every data set.
         features *= jax.lax.rsqrt(jnp.square(features).mean(-1, keepdims=True) + 1e-6)
         return {'features': features, 'logits': nn.Dense(self.outputs, name='dense')(features)}
 
 
-def apply(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-    """The classifier as a pure function: images [N, S, S, 3], uint8 or float from 0 to 255.
+def apply(variables: Variables, images: ArrayLike) -> dict[str, jax.Array]:
+    """The classifier as a pure function of images [N, S, S, 3], uint8 or float from 0 to 255.
 
     Returns float32 'features' [N, 128] and 'logits' [N, classes].
     """
-    return Classifier(len(variables['params']['dense']['bias'])).apply(variables, images)
+    classifier = Classifier(len(variables['params']['dense']['bias']))
+    return cast(dict[str, jax.Array], classifier.apply(variables, images))
 
 
-def network(variables: dict) -> FeatureNetwork:
-    """The classifier with the weights that `fit` found, as the scores use it."""
+def network(variables: Variables) -> FeatureNetwork:
+    """The classifier with weights from `fit`, for the scores."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(variables, sep='/').items()):
         digest.update(path.encode() + leaf.tobytes())
@@ -60,15 +63,15 @@ def network(variables: dict) -> FeatureNetwork:
     )
 
 
-def fit(batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> dict:
-    """Trains the classifier: Adam with a cosine decay, a step for each batch, no augmentation.
+def fit(batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> Variables:
+    """Trains the classifier with Adam and a cosine schedule, one step per batch, no augmentation.
 
-    Without classes to tell apart, with `num_classes` below 2, it learns by which quarter turns its
-    pictures were rotated (Gidaris et al., 2018), and has four outputs.
+    If `num_classes` is below 2, it learns to predict by how many quarter turns images were rotated
+    (Gidaris et al., 2018), and has four outputs.
 
     Args:
       batches: `STEPS` batches of `BATCH_SIZE` images uint8 [B, S, S, 3] and labels int32 [B].
-      num_classes: labels lie below it.
+      num_classes: labels are below it.
 
     Returns:
       Variables for `apply`, as numpy arrays.
@@ -82,7 +85,7 @@ def fit(batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> d
             images, labels = rotate(images, key)
 
         def loss(variables):
-            logits = network.apply(variables, images)['logits']
+            logits = apply(variables, images)['logits']
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         updates, opt_state = optimizer.update(jax.grad(loss)(variables), opt_state)
@@ -100,9 +103,9 @@ def fit(batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> d
 
 
 def accuracy(
-    variables: dict, batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int
+    variables: Variables, batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int
 ) -> float:
-    """The share of pictures whose class, or rotation without classes, the classifier finds."""
+    """The share of images whose class, or rotation without classes, the classifier predicts."""
 
     @jax.jit
     def correct(variables, images, labels, key):
@@ -119,7 +122,7 @@ def accuracy(
 
 
 def rotate(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Images [N, S, S, 3] turned by random quarters, and by how many, int32 [N]."""
+    """Rotates images [N, S, S, 3] by random quarter turns; returns the numbers of turns too."""
     turns = jax.random.randint(key, (len(images),), 0, ROTATIONS)
     turned = jnp.stack([jnp.rot90(images, k, (1, 2)) for k in range(ROTATIONS)])
     return turned[turns, jnp.arange(len(images))], turns

@@ -1,37 +1,38 @@
-"""The Inception network of 2015-12-05, which FID and the Inception Score are defined by, in Flax.
+"""The Inception network of 2015-12-05, which defines FID and the Inception Score, in Flax.
 
-The parameters carry the names and shapes of the constants in the published TensorFlow graph, so
-nothing stands between the file and the network. Every input is resized as TensorFlow 1 did it.
+The parameters have the names and shapes of the constants in the published TensorFlow graph, so they
+are loaded without conversion. Inputs are resized as in TensorFlow 1.
 """
 
 import functools
 import os
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import ArrayLike
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import inception_weights
-from sagan_jax.metrics.features import FeatureNetwork, on_devices
+from sagan_jax.metrics.features import FeatureNetwork, Variables, on_devices
 
 NAME = 'inception-2015-12-05'
 RESIZE = 'tf1-bilinear-299'
-SIZE = 299  # of the pictures that the network sees
+SIZE = 299  # of the network's input
 CLASSES = 1008
 BATCH_NORM_EPSILON = 1e-3
 
 # A step of the network is a convolution, a pool (a function of x), a tuple of steps in sequence,
-# or steps side by side.
+# or parallel steps.
 
 
 class Conv(NamedTuple):
-    """Convolution without bias, batch normalisation by constants, ReLU."""
+    """Convolution without bias, batch normalisation with constant moments, ReLU."""
 
     features: int
     kernel: tuple[int, int] = (1, 1)
@@ -40,9 +41,12 @@ class Conv(NamedTuple):
 
 
 class Parallel(NamedTuple):
-    """Steps over the same input, their outputs concatenated in this order."""
+    """Steps on the same input, whose outputs are concatenated in this order."""
 
-    branches: tuple
+    branches: tuple[Any, ...]
+
+
+Step = Conv | Parallel | Callable[[jax.Array], jax.Array] | tuple[Any, ...]
 
 
 def _average(x: jax.Array) -> jax.Array:
@@ -96,8 +100,8 @@ def _block_8(pool: Callable) -> Parallel:
     )
 
 
-# The network, cut where features are taken; keys are the names (and widths) of those features.
-STAGES = {
+# The network, cut after each feature layer. Keys are the names (and widths) of the features.
+STAGES: dict[str, tuple[Step, ...]] = {
     '64': (
         _shrink(32),
         Conv(32, (3, 3), padding='VALID'),
@@ -119,7 +123,7 @@ STAGES = {
             )
         ),
         _block_8(_average),
-        _block_8(_max),  # not a slip: the graph takes the maximum in its last block
+        _block_8(_max),  # not a mistake: the last block of the graph does use max pooling
     ),
 }
 
@@ -128,7 +132,7 @@ class _ConvUnit(nn.Module):
     conv: Conv
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         features, kernel, stride, padding = self.conv
         shape = (*kernel, x.shape[-1], features)
         weights = self.param('conv2d_params', nn.initializers.zeros, shape)
@@ -142,44 +146,42 @@ class _ConvUnit(nn.Module):
             (stride, stride),
             padding,
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            precision=jax.lax.Precision.HIGHEST,  # TF32 or bfloat16 would move the scores
+            precision=jax.lax.Precision.HIGHEST,  # TF32 or bfloat16 would change the scores
         )
         return nn.relu((x - mean) * (gamma * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)) + beta)
 
 
-def _run(step, x: jax.Array, scope: str, taken: Counter) -> jax.Array:
-    """Applies `step`, named in `scope` as TensorFlow did: conv, conv_1, …, tower, …, mixed, …"""
-    match step:
-        case Conv():
-            kind = 'conv'
-        case Parallel():
-            kind = 'mixed'
-        case tuple():
-            kind = 'tower'
-        case pool:
-            return pool(x)
+def _run(step: Step, x: jax.Array, scope: str, taken: Counter[str]) -> jax.Array:
+    """Applies `step`, named in `scope` as in TensorFlow: conv, conv_1, …, tower, …, mixed, …"""
+    if not isinstance(step, tuple):
+        return step(x)
+    kind = {Conv: 'conv', Parallel: 'mixed'}.get(type(step), 'tower')
     name = f'{scope}{kind}_{taken[kind]}' if taken[kind] else f'{scope}{kind}'
     taken[kind] += 1
 
-    inside = Counter()
-    if kind == 'conv':
-        return _ConvUnit(step, name=name)(x)
-    if kind == 'mixed':
-        return jnp.concatenate([_run(s, x, f'{name}/', inside) for s in step.branches], axis=-1)
-    return functools.reduce(lambda x, s: _run(s, x, f'{name}/', inside), step, x)
+    inside: Counter[str] = Counter()
+    match step:
+        case Conv():
+            return _ConvUnit(step, name=name)(x)
+        case Parallel():
+            branches = [_run(branch, x, f'{name}/', inside) for branch in step.branches]
+            return jnp.concatenate(branches, axis=-1)
+        case _:
+            return functools.reduce(lambda x, s: _run(s, x, f'{name}/', inside), step, x)
 
 
 class Inception(nn.Module):
-    """Images [N, H, W, 3], values 0 to 255 → the feature layers, float32, by name.
+    """images [N, H, W, 3], values from 0 to 255 → the feature layers, float32, by name.
 
-    '64', '192', '768', '2048' [N, that many]: spatial means. 'logits_unbiased' [N, 1008]: without
-    the bias of the softmax layer, as the Inception Score uses them. 'logits' [N, 1008]: with it.
+    '64', '192', '768', '2048' [N, that width]: spatial means. 'logits_unbiased' [N, 1008]: without
+    the bias of the softmax layer, for the Inception Score. 'logits' [N, 1008]: with it.
     """
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
         x = (resize(images.astype(jnp.float32)) - 128) / 128  # [N, 299, 299, 3]
-        features, taken = {}, Counter()
+        features: dict[str, jax.Array] = {}
+        taken: Counter[str] = Counter()
         for name, steps in STAGES.items():
             # '64' [N, 73, 73, ·], '192' [N, 35, 35, ·], '768' [N, 17, 17, ·], '2048' [N, 8, 8, ·]
             x = functools.reduce(lambda x, step: _run(step, x, '', taken), steps, x)
@@ -192,10 +194,10 @@ class Inception(nn.Module):
 
 
 def resize(images: jax.Array) -> jax.Array:
-    """Bilinear to 299×299 as `tf.compat.v1.image.resize_bilinear` does it: float [N, H, W, C].
+    """Resizes float [N, H, W, C] to 299×299 as `tf.compat.v1.image.resize_bilinear` does.
 
-    The source of pixel i is i · in / out: no half-pixel centres and no antialiasing, which is what
-    every published FID rests on.
+    The source of pixel i is i · in / out, without half-pixel centres and antialiasing. All
+    published FIDs depend on this.
     """
     for axis in (2, 1):
         size = images.shape[axis]
@@ -208,22 +210,25 @@ def resize(images: jax.Array) -> jax.Array:
     return images
 
 
-def apply(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-    """The network as a pure function: images [N, H, W, 3], uint8 or float from 0 to 255.
+def apply(variables: Variables, images: ArrayLike) -> dict[str, jax.Array]:
+    """The network as a pure function of images [N, H, W, 3], uint8 or float from 0 to 255.
 
-    Returns float32 features as `Inception` lists them; for use inside jit, pmap or a larger
-    program whose images should stay on the device.
+    Returns the float32 features that `Inception` lists. Can be called inside jit, pmap or a larger
+    program, so that generated images stay on the device.
     """
-    return Inception().apply(variables, images)
+    return cast(dict[str, jax.Array], Inception().apply(variables, images))
 
 
-def load_variables(path: str | os.PathLike | None = None) -> tuple[dict, str]:
+def load_variables(path: str | os.PathLike | None = None) -> tuple[Variables, str]:
     """Reads the weights: variables for `apply` (numpy, float32) and the SHA-256 of the graph.
 
-    `path` is `classify_image_graph_def.pb` or the `inception-2015-12-05.tgz` around it; without
-    one, the file that the environment variable SAGAN_JAX_INCEPTION names, else a download.
+    Args:
+      path: `classify_image_graph_def.pb` or the archive `inception-2015-12-05.tgz` that contains
+        it; by default the file that the environment variable SAGAN_JAX_INCEPTION names, or else a
+        cached download.
 
-    Raises UserError when the file is missing, damaged or of another graph.
+    Raises:
+      UserError: if the file is missing, damaged or of another graph.
     """
     parameters = flatten_dict(_parameters())  # path in the tree → shape and dtype
     shapes = {'/'.join(path): leaf.shape for path, leaf in parameters.items()}
@@ -233,14 +238,14 @@ def load_variables(path: str | os.PathLike | None = None) -> tuple[dict, str]:
 
 
 def network(path: str | os.PathLike | None = None) -> FeatureNetwork:
-    """The network with its weights and names, as the scores use it; `path` as above."""
+    """The network with its weights, for the scores. `path` is as in `load_variables`."""
     variables, sha256 = load_variables(path)
     return FeatureNetwork(
         NAME, sha256, RESIZE, apply, variables, layer='2048', logits='logits_unbiased'
     )
 
 
-def _parameters() -> dict:
+def _parameters() -> Variables:
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.uint8)
     return jax.eval_shape(Inception().init, jax.random.key(0), images)['params']
 
@@ -248,13 +253,19 @@ def _parameters() -> dict:
 def load(
     path: str | os.PathLike | None = None, batch_size: int = 64
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Features of any number of images, over all local devices, `batch_size` images at a time.
+    """Builds a function that computes features of images on all local devices.
 
-    The function returned takes uint8 [N, H, W, 3] and gives float32 arrays with N rows, named as
-    `Inception` lists them; each size H × W is compiled once. `path` is as in `load_variables`.
+    Args:
+      path: as in `load_variables`.
+      batch_size: images at a time.
 
-    Raises UserError when the weights cannot be had, and the function when its images are anything
-    else.
+    Returns:
+      A function of images uint8 [N, H, W, 3]. It returns float32 arrays with N rows by the names
+      that `Inception` lists, and raises UserError for any other input. Each size H × W is compiled
+      once.
+
+    Raises:
+      UserError: if the weights are unavailable.
     """
     variables, _ = load_variables(path)
     stream = on_devices(apply, batch_size)

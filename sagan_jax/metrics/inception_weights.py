@@ -1,4 +1,4 @@
-"""The constants of the 2015-12-05 Inception graph: where the file is, and what it holds."""
+"""Finds and reads the constants of the 2015-12-05 Inception graph."""
 
 import gzip
 import hashlib
@@ -29,11 +29,13 @@ VARIABLE = 'SAGAN_JAX_INCEPTION'
 
 
 def find(path: str | os.PathLike | None = None) -> Path:
-    """The weights file: `path`, else what SAGAN_JAX_INCEPTION names, else the cached download.
+    """Finds the weights: `path`, or else the file that SAGAN_JAX_INCEPTION names, or a download.
 
-    The cache is `sagan_jax` in XDG_CACHE_HOME or ~/.cache; there the SHA-256 of the file is written
-    down beside it when it comes and compared from then on. Raises UserError when there is no such
-    file, the download fails, or the file has changed.
+    Downloads are cached in the folder `sagan_jax` of XDG_CACHE_HOME or ~/.cache. Their SHA-256 is
+    recorded beside them and compared on each use.
+
+    Raises:
+      UserError: if there is no such file, the download fails, or the cached file has changed.
     """
     path = path or os.environ.get(VARIABLE)
     if not path:
@@ -54,12 +56,12 @@ def _cached() -> Path:
         _download(URL, path, record)
     with path.open('rb') as file:
         sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-    if not record.is_file():  # put there by hand
+    if not record.is_file():  # the user put the weights there
         _write_record(record, sha256)
     elif record.read_text().split()[:1] != [sha256]:
         raise UserError(
-            f'The Inception weights {path} are not what was downloaded (SHA-256 {sha256}, recorded '
-            f'in {record.name} was another): delete both files to download them again.'
+            f'The Inception weights {path} have changed (SHA-256 {sha256}, another one is recorded '
+            f'in {record.name}): delete both files to download them again.'
         )
     return path
 
@@ -79,32 +81,37 @@ def _download(url: str, path: Path, record: Path) -> None:
                     received += len(chunk)
                     progress.update(len(chunk))
             if progress.total not in (None, received):
-                raise ConnectionError(f'it broke off after {received} of {progress.total} bytes')
+                raise ConnectionError(f'broke off after {received} of {progress.total} bytes')
             _write_record(record, digest.hexdigest())
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f'Could not download {url} ({error}): start again, or fetch it on another machine and '
-            f'name the file in {VARIABLE}.'
+            f'Cannot download {url} ({error}): try again, or download it on another machine and '
+            f'set {VARIABLE} to the path of the file.'
         ) from error
 
 
 def _write_record(record: Path, sha256: str) -> None:
     with atomic_path(record) as temporary:
-        temporary.write_text(f'{sha256}  {ARCHIVE}\n')  # as sha256sum writes and checks it
+        temporary.write_text(f'{sha256}  {ARCHIVE}\n')  # the format of sha256sum
 
 
 def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], str]:
-    """The float32 constants that `shapes` names, and the SHA-256 of the graph that holds them.
+    """Reads the float32 constants that `shapes` names, and the SHA-256 of their graph.
 
-    `path` is the graph or the archive around it, by content. Every name must be there, in its
-    shape; a constant that looks like a weight of the network (its last name is that of one) but is
-    not in `shapes` is an error too; all others are ignored. Raises UserError.
+    Args:
+      path: the graph or the archive that contains it, recognised by content.
+      shapes: the shape of each constant by name.
+
+    Raises:
+      UserError: if the file cannot be read, if a constant is missing or has another shape or dtype,
+        or if there is another constant that looks like a weight, because the last part of its name
+        is that of one in `shapes`.
     """
     try:
         serialized = _graph_bytes(path)
         graph = GraphDef.FromString(serialized)
     except (OSError, EOFError, tarfile.TarError, zlib.error, DecodeError) as error:
-        raise _unfit(path, f'cannot be read ({error})') from error
+        raise _unusable(path, f'cannot be read ({error})') from error
 
     kinds = {PurePosixPath(name).name for name in shapes}
     constants = {}
@@ -112,17 +119,17 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, n
         if node.op != 'Const' or PurePosixPath(node.name).name not in kinds:
             continue
         if node.name not in shapes:
-            raise _unfit(path, f'hold the weight {node.name}, which the network does not have')
+            raise _unusable(path, f'have the weight {node.name}, which the network does not have')
         tensor = node.attr['value'].tensor
         shape = tuple(dimension.size for dimension in tensor.tensor_shape.dim)
         if shape != shapes[node.name]:
-            raise _unfit(path, f'hold {node.name} as {shape}, expected {shapes[node.name]}')
+            raise _unusable(path, f'have {node.name} as {shape}, expected {shapes[node.name]}')
         values = _values(tensor, math.prod(shape))
         if values is None:
-            raise _unfit(path, f'hold too few or no float32 values of {node.name}')
+            raise _unusable(path, f'have too few or no float32 values of {node.name}')
         constants[node.name] = values.reshape(shape)
     if missing := [name for name in shapes if name not in constants]:
-        raise _unfit(path, f'lack {len(missing)} of {len(shapes)} constants, {missing[0]} first')
+        raise _unusable(path, f'lack {len(missing)} of {len(shapes)} constants, {missing[0]} first')
     return constants, hashlib.sha256(serialized).hexdigest()
 
 
@@ -130,16 +137,18 @@ def _graph_bytes(path: Path) -> bytes:
     content = path.read_bytes()
     if not content.startswith(b'\x1f\x8b'):
         return content
-    # Decompressed as a whole, because only that compares the checksum at the end.
+    # Decompressed as a whole, because only that verifies the checksum at the end.
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content)), mode='r:') as archive:
         for member in archive:
-            if member.isfile() and PurePosixPath(member.name).name == GRAPH:
-                return archive.extractfile(member).read()
-    raise _unfit(path, f'hold no {GRAPH}')
+            if not member.isfile() or PurePosixPath(member.name).name != GRAPH:
+                continue
+            if file := archive.extractfile(member):
+                return file.read()
+    raise _unusable(path, f'have no {GRAPH}')
 
 
 def _values(tensor: TensorProto, count: int) -> np.ndarray | None:
-    """Float32 [count] of a tensor as TensorFlow stores it, or None if it does not hold them."""
+    """The values of a tensor as TensorFlow stores it, float32 [count]; None if they are missing."""
     if tensor.dtype != DT_FLOAT:
         return None
     if len(tensor.tensor_content) == 4 * count:
@@ -149,8 +158,8 @@ def _values(tensor: TensorProto, count: int) -> np.ndarray | None:
     return np.array(tensor.float_val, np.float32) if len(tensor.float_val) == count else None
 
 
-def _unfit(path: Path, problem: str) -> UserError:
+def _unusable(path: Path, problem: str) -> UserError:
     return UserError(
-        f'The Inception weights {path} {problem}: fetch {ARCHIVE} again, or delete it from the '
-        'cache to have it downloaded.'
+        f'The Inception weights {path} {problem}: download {ARCHIVE} again; a cached file is '
+        'downloaded again after you delete it.'
     )

@@ -1,7 +1,7 @@
 """Scores from nearest neighbours: precision and recall, density and coverage.
 
-Everything here is float64 on the host and works in blocks: memory grows with the number of samples
-but not with the number of pairs.
+All computations are float64 on the host and in blocks. Memory grows with the number of samples, not
+with the number of pairs.
 """
 
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ import numpy as np
 
 from sagan_jax.metrics.scores import feature_pair
 
-BLOCK = 2**23  # distances at a time, 64 MiB
+BLOCK = 2**23  # distances at a time: 64 MiB
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al., 2019) of features [N, d] and [M, d].
 
-    Precision: the share of fakes no farther from some real sample than that one's k-th neighbour
-    among the real samples. Recall: the same with the sides exchanged. Raises UserError when a side
-    has no more than k samples.
+    Precision is the share of generated samples that are at least as near to some real sample as
+    that sample's k-th neighbour among the real samples. Recall is the same with both sides
+    exchanged. Raises UserError if a side has fewer than k + 1 samples.
     """
     real, fake, rounding = _prepare('Precision and recall', real, fake, k)
     real_radii, fake_radii = (_radii(x, k) + rounding for x in (real, fake))
@@ -32,10 +32,10 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
 def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[float, float]:
     """Density and coverage (Naeem et al., 2020) of features [N, d] and [M, d].
 
-    A fake lies in the ball of a real sample if it is nearer than that one's k-th neighbour among
-    the real samples (strictly, as in the authors' code). Density: the mean number of balls around a
-    fake, over k. Coverage: the share of real samples whose ball holds a fake. Raises UserError when
-    a side has no more than k samples.
+    A generated sample is in the ball of a real sample if it is nearer to it than its k-th neighbour
+    among the real samples (strictly, as in the authors' code). Density is the mean number of balls
+    that contain a generated sample, divided by k. Coverage is the share of real samples whose ball
+    contains a generated one. Raises UserError if a side has fewer than k + 1 samples.
     """
     real, fake, rounding = _prepare('Density and coverage', real, fake, k)
     radii = _radii(real, k) - rounding
@@ -50,13 +50,13 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
 def _prepare(
     score: str, real: np.ndarray, fake: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both sides centred in float64, and how far rounding can move a squared distance of theirs.
+    """Centres both sides in float64, and bounds the rounding error of their squared distances.
 
-    Where the same picture is on both sides a distance equals a radius exactly; what counts as equal
-    must not hang on the order in which a matrix product adds.
+    If the same image is on both sides, a distance equals a radius. Whether they compare as equal
+    must not depend on the order of additions in a matrix product.
     """
-    real, fake = feature_pair(score, real, fake, least=k + 1)
-    centre = real.mean(0)  # keeps the squares small that are subtracted below
+    real, fake = feature_pair(score, real, fake, min_samples=k + 1)
+    centre = real.mean(0)  # keeps the squares that are subtracted below small
     real, fake = real - centre, fake - centre
     return real, fake, 1e-12 * max(np.square(x).sum(1).max() for x in (real, fake))
 
@@ -64,11 +64,11 @@ def _prepare(
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
     """Squared distance [n] of every sample to its k-th neighbour among the others."""
     blocks = (np.partition(distances, k, axis=1)[:, k] for _, distances in _squared_distances(x, x))
-    return np.concatenate(list(blocks))  # place 0 is the sample itself
+    return np.concatenate(list(blocks))  # index 0 is the sample itself
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some rows of x at a time: which, and their squared distances [rows, len(y)] to all of y."""
+    """Iterates over rows of x: a slice, and squared distances [rows, len(y)] of these rows to y."""
     squares = np.square(y).sum(1)
     step = max(1, BLOCK // len(y))
     for start in range(0, len(x), step):

@@ -1,7 +1,7 @@
-"""Scores from features: FID and its relatives, the Inception Score and KID.
+"""Scores from features: FID and its variants, the Inception Score and KID.
 
-Everything here is float64 on the host. FID and the Inception Score stream: `Moments` and
-`SplitSums` hold sums whose size does not depend on the number of samples.
+All computations are float64 on the host. FID and the Inception Score are streaming: the size of
+`Moments` and `SplitSums` does not depend on the number of samples.
 """
 
 import warnings
@@ -15,15 +15,15 @@ from sagan_jax.errors import UserError
 
 
 class Moments(NamedTuple):
-    """Mean and spread of the samples seen so far, in float64."""
+    """Mean and scatter of the samples seen so far, in float64."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
     mean: np.ndarray  # [d]
     scatter: np.ndarray  # [d, d] sum over samples of (x − mean)(x − mean)ᵀ
 
     @property
     def covariance(self) -> np.ndarray:
-        """[d, d], with the denominator count − 1."""
+        """The unbiased covariance, [d, d]."""
         return self.scatter / (self.count - 1)
 
 
@@ -36,7 +36,7 @@ def moments(features: np.ndarray) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of both sets of samples together (Chan, Golub & LeVeque, 1979)."""
+    """Moments of the union of two sets of samples (Chan, Golub & LeVeque, 1979)."""
     count = a.count + b.count
     step = b.mean - a.mean
     scatter = a.scatter + b.scatter
@@ -47,11 +47,11 @@ def merge(a: Moments, b: Moments) -> Moments:
 def fid(real: np.ndarray, fake: np.ndarray) -> float:
     """Fréchet Inception Distance (Heusel et al., 2017) of features [N, d] and [M, d].
 
-    Warns when either side has no more samples than features: its covariance is then singular and
-    the value, though well defined, far too dependent on the count. Raises UserError for fewer than
-    two samples or values that are not finite.
+    Warns if either side has at most as many samples as features. Its covariance is then singular,
+    and the value, though well defined, depends strongly on the number of samples. Raises UserError
+    for fewer than two samples and for values that are not finite.
     """
-    real, fake = feature_pair('FID', real, fake, least=2)
+    real, fake = feature_pair('FID', real, fake, min_samples=2)
     _warn_of_few(len(real), len(fake), real.shape[1])
     return _frechet(_gaussian(real), _gaussian(fake))
 
@@ -69,7 +69,7 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
 
 class _Gaussian(NamedTuple):
     mean: np.ndarray  # [d]
-    root: np.ndarray  # [r, d] with rootᵀ root = Σ, r at most the rank
+    root: np.ndarray  # [r, d] with rootᵀ root = Σ, where r is at most the rank
 
 
 def _gaussian(source: Moments | np.ndarray) -> _Gaussian:
@@ -78,7 +78,7 @@ def _gaussian(source: Moments | np.ndarray) -> _Gaussian:
             mean = source.mean(0)
             return _Gaussian(mean, (source - mean) / np.sqrt(len(source) - 1))
         source = moments(source)
-    # Cholesky with pivots: Σ may be singular, and this ends where only rounding is left of it.
+    # Pivoted Cholesky, because Σ may be singular: it stops when only rounding errors are left.
     upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(source.covariance)
     root = np.empty((rank, len(upper)))
     root[:, pivots - 1] = np.triu(upper)[:rank]
@@ -87,8 +87,8 @@ def _gaussian(source: Moments | np.ndarray) -> _Gaussian:
 
 def _frechet(real: _Gaussian, fake: _Gaussian) -> float:
     # tr (Σ₁Σ₂)^½ is the sum of the square roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½. For any roots
-    # AᵀA = Σ these are the eigenvalues of (A₁A₂ᵀ)(A₁A₂ᵀ)ᵀ: symmetric, so never complex, and no
-    # larger than the smaller rank.
+    # AᵀA = Σ these are the eigenvalues of (A₁A₂ᵀ)(A₁A₂ᵀ)ᵀ, which is symmetric, so that they are
+    # real, and whose size is the smaller rank.
     a, b = sorted((real.root, fake.root), key=len)
     product = a @ b.T
     shared = np.sqrt(np.linalg.eigvalsh(product @ product.T).clip(0)).sum()
@@ -101,11 +101,20 @@ def intra_fid(
 ) -> tuple[float, dict[int, float]]:
     """FID within each class, and their mean (Miyato & Koyama, 2018).
 
-    Features [N, d] and [M, d], labels [N] and [M]. Returns (mean, {class: FID}). Warns, once, when
-    a class has no more samples than features. Raises UserError when a class is on one side alone or
-    has fewer than two samples.
+    Args:
+      real: features [N, d].
+      real_labels: int [N].
+      fake: features [M, d].
+      fake_labels: int [M].
+
+    Returns:
+      The mean, and the FID of each class. Warns once if a class has at most as many samples as
+      features.
+
+    Raises:
+      UserError: if a class has fewer than two samples on either side.
     """
-    real, fake = feature_pair('Intra FID', real, fake, least=2)
+    real, fake = feature_pair('Intra FID', real, fake, min_samples=2)
     classes = np.union1d(real_labels, fake_labels)
     counts = {int(c): (np.sum(real_labels == c), np.sum(fake_labels == c)) for c in classes}
     for c, (n, m) in counts.items():
@@ -122,12 +131,12 @@ def intra_fid(
 
 
 def fid_infinity(real: Moments | np.ndarray, fake: np.ndarray, seed: int = 0) -> float:
-    """FID extrapolated to infinitely many fakes (Chong & Forsyth, 2020).
+    """FID extrapolated to infinitely many generated samples (Chong & Forsyth, 2020).
 
-    FID at 15 counts from a tenth to all of the fakes [M, d], each over a random subset of its own,
-    is fitted by a line in 1 / count; the value is its intercept. The real side, features [N, d] or
-    their moments, stays whole. Warns as `fid`. Raises UserError for fewer than 30 samples or values
-    that are not finite.
+    FID is computed for 15 counts, from a tenth to all of the generated features [M, d], each over
+    another random subset. A line in 1 / count is fitted to them, and the value is its intercept.
+    All real samples are used, given as features [N, d] or their moments. Warns as `fid`. Raises
+    UserError for fewer than 30 samples and for values that are not finite.
     """
     points = 15
     if not isinstance(real, Moments):
@@ -147,15 +156,15 @@ def fid_infinity(real: Moments | np.ndarray, fake: np.ndarray, seed: int = 0) ->
 def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:
     """Inception Score (Salimans et al., 2016): mean and standard deviation over the splits.
 
-    `logits` [N, classes] are those without the bias of the softmax layer; the softmax is taken
-    here. The splits are consecutive, so the samples should come in random order and not class by
-    class. Raises UserError when there are fewer samples than splits.
+    Takes `logits` [N, classes] without the bias of the softmax layer, not probabilities. Splits are
+    consecutive, so samples should be in random order and not sorted by class. Raises UserError if
+    there are fewer samples than splits.
     """
     return score_of_splits(add_logits(split_sums(len(logits), splits), logits))
 
 
 class SplitSums(NamedTuple):
-    """What the Inception Score needs of `total` samples, cut in order into `splits` parts."""
+    """The sums that the Inception Score needs of `total` samples in consecutive splits."""
 
     total: int
     seen: int
@@ -164,17 +173,17 @@ class SplitSums(NamedTuple):
 
 
 def split_sums(total: int, splits: int) -> SplitSums:
-    """Sums of no samples yet, out of `total`. Raises UserError if some split would stay empty."""
+    """The sums before the first of `total` samples. Raises UserError if a split would be empty."""
     if not 1 <= splits <= total:
         raise UserError(
             f'The Inception Score over {splits} splits needs at least one sample in each, got '
-            f'{total}: take more samples or between 1 and {total} splits.'
+            f'{total}: use more samples, or between 1 and {total} splits.'
         )
     return SplitSums(total, 0, np.zeros((splits, 1)), np.zeros(splits))
 
 
 def add_logits(sums: SplitSums, logits: np.ndarray) -> SplitSums:
-    """Adds the samples that come next in order, logits [n, classes]."""
+    """Adds the next n samples, given by their logits [n, classes]."""
     samples = np.arange(sums.seen, sums.seen + len(logits))
     bounds = _split_bounds(sums)[:, None]
     member = ((bounds[:-1] <= samples) & (samples < bounds[1:])).astype(np.float64)  # [splits, n]
@@ -188,7 +197,7 @@ def add_logits(sums: SplitSums, logits: np.ndarray) -> SplitSums:
 
 
 def score_of_splits(sums: SplitSums) -> tuple[float, float]:
-    """Inception Score of sums that are complete; raises ValueError if they are not."""
+    """The Inception Score of all samples. Raises ValueError if some are not added yet."""
     if sums.seen != sums.total:
         raise ValueError(f'sums of {sums.seen} samples, expected {sums.total}')
     counts = np.diff(_split_bounds(sums))
@@ -207,11 +216,11 @@ def kid(
 ) -> tuple[float, float]:
     """Kernel Inception Distance (Bińkowski et al., 2018): mean and deviation over random subsets.
 
-    The unbiased estimate of the squared maximum mean discrepancy with the kernel (x·y / d + 1)³,
-    over `subset_size` rows of each of the features [N, d] and [M, d], drawn without replacement.
-    Raises UserError when either side has fewer rows than that.
+    The unbiased estimate of the squared maximum mean discrepancy with the kernel (x·y / d + 1)³.
+    Each subset has `subset_size` rows of each side, features [N, d] and [M, d], drawn without
+    replacement. Raises UserError if a side has fewer rows.
     """
-    real, fake = feature_pair('KID', real, fake, least=max(2, subset_size))
+    real, fake = feature_pair('KID', real, fake, min_samples=max(2, subset_size))
     rng = np.random.default_rng(seed)
     values = [
         _squared_discrepancy(
@@ -236,27 +245,33 @@ def _squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def score_name(score: str, count: int) -> str:
-    """The name of a score with its number of fakes: 'fid' and 50000 give 'fid50k'."""
+    """The name of a score with its number of generated samples: 'fid50k' for 'fid' and 50000."""
     return f'{score}{count // 1000}k' if count % 1000 == 0 else f'{score}{count}'
 
 
 def feature_pair(
-    score: str, real: np.ndarray, fake: np.ndarray, least: int
+    score: str, real: np.ndarray, fake: np.ndarray, min_samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Checks both sides of a score and returns them as float64.
+
+    Raises:
+      UserError: if they are not [N, d] and [M, d], have fewer than `min_samples` rows, or values
+        that are not finite. `score` names the score in the error.
+    """
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise UserError(
             f'{score} compares features [N, d] and [M, d], not {list(real.shape)} and '
             f'{list(fake.shape)}: take both from the same layer of the same network.'
         )
-    if min(len(real), len(fake)) < least:
-        raise UserError(_too_few(score, least, len(real), len(fake)))
+    if min(len(real), len(fake)) < min_samples:
+        raise UserError(_too_few(score, min_samples, len(real), len(fake)))
     return _finite(real), _finite(fake)
 
 
-def _too_few(score: str, least: int, real: int, fake: int) -> str:
+def _too_few(score: str, min_samples: int, real: int, fake: int) -> str:
     return (
-        f'{score} needs at least {least} samples on either side, got {real} real and {fake} fake: '
-        'take more.'
+        f'{score} needs at least {min_samples} samples on either side, got {real} real and {fake} '
+        'fake: use more samples.'
     )
 
 
@@ -264,8 +279,8 @@ def _finite(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
         raise UserError(
-            'The features hold values that are not finite, so there is nothing to score: look for '
-            'the image or the generator that they come from.'
+            'The features have values that are not finite and cannot be scored: check the images '
+            'and the generator that they come from.'
         )
     return values
 
@@ -273,8 +288,8 @@ def _finite(values: np.ndarray) -> np.ndarray:
 def _warn_of_few(real: int, fake: int, features: int) -> None:
     if min(real, fake) <= features:
         warnings.warn(
-            f'FID from {real} real and {fake} fake samples of {features} features: at or below '
-            f'{features} samples a covariance is singular and the value depends above all on the '
-            'counts, so compare it only with others of the same counts',
+            f'FID from {real} real and {fake} fake samples of {features} features: with at most '
+            f'{features} samples a covariance is singular and the value depends mostly on the '
+            'number of samples, so compare it only with values from the same number',
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Weights made up as tests/golden/inception_seeded_weights.npz wants them, as a graph file."""
+"""A graph file with the random weights behind tests/golden/inception_seeded_weights.npz."""
 
 import json
 import zlib
@@ -21,7 +21,7 @@ def golden_shapes():
 
 @pytest.fixture(scope='session')
 def golden_features():
-    """Images and features, without the prefix 'size32|'."""
+    """The golden images and features, without the prefix 'size32|'."""
     with np.load(GOLDEN / 'inception_seeded_weights.npz') as archive:
         return {name.removeprefix('size32|'): archive[name] for name in archive}
 
@@ -33,7 +33,7 @@ def golden_scores():
 
 @pytest.fixture(scope='session')
 def seeded_graph(golden_shapes, tmp_path_factory):
-    """Path of a graph file with the seeded weights, 95 MB."""
+    """The path of a graph file with the seeded weights, 95 MB."""
     graph = GraphDef()
     for name, shape in golden_shapes.items():
         node = graph.node.add(name=name, op='Const')

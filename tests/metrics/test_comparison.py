@@ -12,7 +12,7 @@ def collected(seed, total, keep):
     return part, collect([part], 'x', 'y', total, splits=3, keep=keep)
 
 
-def test_every_score_is_that_of_its_function():
+def test_scores_equal_those_of_their_functions():
     (a, real), (b, fake) = collected(0, 90, 40), collected(1, 80, 50)
     found = {score.name: score for score in compare(real, fake, seed=5)}
     x, y = a['x'][:40], b['x'][:50]

@@ -38,7 +38,7 @@ def test_features_depend_on_neither_batches_nor_devices(monkeypatch, devices, ba
         np.testing.assert_allclose(actual, values, rtol=1e-5, atol=1e-5)
 
 
-def test_an_image_may_be_several_arrays():
+def test_batches_may_be_trees_of_arrays():
     def apply(variables, rows):
         return {'sum': rows['a'].sum(1) + rows['b'] * variables['scale']}
 
@@ -49,7 +49,7 @@ def test_an_image_may_be_several_arrays():
     np.testing.assert_allclose(actual, np.concatenate([whole, whole[:3]]))
 
 
-def test_every_device_gets_its_share_in_one_compilation(monkeypatch):
+def test_all_batches_share_one_compilation(monkeypatch):
     shapes = []
 
     def recording(variables, images):
@@ -69,7 +69,7 @@ def stream(total, batch, d=64):
 
 
 @pytest.mark.parametrize('batch', [1, 30, 99, 2000])
-def test_collected_sums_are_those_of_all_features(batch):
+def test_collected_sums_are_over_all_features(batch):
     whole = list(stream(99, batch))
     features, logits = (np.concatenate([part[name] for part in whole]) for name in 'xy')
     collected = collect(stream(99, batch), 'x', 'y', total=99, splits=4, keep=50)
@@ -91,7 +91,7 @@ def test_blocks_are_merged(monkeypatch):
 
 
 @pytest.mark.parametrize('total', [98, 100])
-def test_another_number_of_images_than_promised_is_refused(total):
+def test_a_wrong_number_of_images_is_refused(total):
     with pytest.raises(ValueError, match=f'features of {total} images, got 99'):
         collect(stream(99, 33), 'x', 'y', total=total, splits=1, keep=10)
 
@@ -106,9 +106,9 @@ def test_memory_does_not_grow_with_the_number_of_samples():
     def peak(total):
         tracemalloc.start()
         collect(stream(total, 100, d=128), 'x', 'y', total=total, splits=10, keep=200)
-        _, most = tracemalloc.get_traced_memory()
+        _, maximum = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return most
+        return maximum
 
     peak(3000)
     assert peak(30_000) < 1.05 * peak(3000)

@@ -8,50 +8,50 @@ from sagan_jax.metrics import folders
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seven pictures, some further down, whose first pixel is their number; and other files."""
+    """Seven images, some in a subfolder, whose first pixel is their index; and other files."""
     for i in range(7):
         path = tmp_path / ('sub' if i % 2 else '.') / f'{i}.{"PNG" if i < 4 else "bmp"}'
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.full((4, 6, 3), i, np.uint8)).save(path)
-    (tmp_path / 'notes.txt').write_text('no picture')
+    (tmp_path / 'notes.txt').write_text('not an image')
     (tmp_path / 'folder.png').mkdir()
     return tmp_path
 
 
-def numbers(paths):
+def indices(paths):
     return [int(path.stem) for path in paths]
 
 
-def test_all_pictures_are_found_in_an_order_of_the_seed(folder):
-    found = numbers(folders.find(folder, seed=0))
+def test_all_images_are_found_in_an_order_that_depends_on_the_seed(folder):
+    found = indices(folders.find(folder, seed=0))
     assert sorted(found) == list(range(7))
-    assert found == numbers(folders.find(folder, seed=0))
-    assert len({tuple(numbers(folders.find(folder, seed))) for seed in range(5)}) > 1
+    assert found == indices(folders.find(folder, seed=0))
+    assert len({tuple(indices(folders.find(folder, seed))) for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 7, 50])
-def test_batches_hold_every_picture_in_order(folder, batch_size):
+def test_batches_have_all_images_in_order(folder, batch_size):
     paths = folders.find(folder, seed=0)
-    batches = list(folders.batches(paths, batch_size, like=paths[0]))
+    batches = list(folders.batches(paths, batch_size, same_size_as=paths[0]))
     assert all(len(batch) == batch_size for batch in batches[:-1])
     images = np.concatenate(batches)
     assert images.shape == (7, 4, 6, 3)
     assert images.dtype == np.uint8
-    assert images[:, 0, 0, 0].tolist() == numbers(paths)
+    assert images[:, 0, 0, 0].tolist() == indices(paths)
 
 
-def test_pictures_are_not_read_far_ahead(folder, monkeypatch):
+def test_images_are_not_read_far_ahead(folder, monkeypatch):
     read, taken = folders.read, []
     monkeypatch.setattr(folders, 'read', lambda path: taken.append(path) or read(path))
     paths = folders.find(folder, seed=0) * 10
-    batches = folders.batches(paths, batch_size=2, like=paths[0])
+    batches = folders.batches(paths, batch_size=2, same_size_as=paths[0])
     next(batches)
     assert len(taken) <= 1 + 3 * 2
     batches.close()
 
 
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'LA', '1'])
-def test_other_kinds_of_pictures_become_rgb(tmp_path, mode):
+def test_other_modes_become_rgb(tmp_path, mode):
     path = tmp_path / 'x.png'
     Image.new(mode, (6, 4)).save(path)
     assert folders.read(path).shape == (4, 6, 3)
@@ -61,13 +61,13 @@ def test_a_missing_or_empty_folder_is_named(tmp_path):
     with pytest.raises(UserError, match=f'There is no folder {tmp_path}/x: give two folders'):
         folders.find(tmp_path / 'x', seed=0)
     (tmp_path / 'notes.txt').touch()
-    with pytest.raises(UserError, match=f'folder {tmp_path} holds no pictures: it should hold'):
+    with pytest.raises(UserError, match=f'folder {tmp_path} has no images: give a folder'):
         folders.find(tmp_path, seed=0)
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
 @pytest.mark.parametrize('suffix', ['png', 'jpg', 'gif', 'bmp', 'webp', 'tiff'])
-def test_a_picture_cut_short_is_named(tmp_path, suffix):
+def test_a_truncated_image_is_named(tmp_path, suffix):
     path = tmp_path / f'x.{suffix}'
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(noise).save(path)
@@ -80,9 +80,9 @@ def test_a_picture_cut_short_is_named(tmp_path, suffix):
         assert '\n' not in str(error.value)
 
 
-def test_a_picture_of_another_size_is_named(folder):
+def test_an_image_of_another_size_is_named(folder):
     odd = folder / 'odd.png'
     Image.new('RGB', (8, 4)).save(odd)
-    like = folder / '0.PNG'
-    with pytest.raises(UserError, match=f'{odd} is 8×4 pixels but {like} is 6×4: bring all'):
-        list(folders.batches([like, odd], 2, like))
+    first = folder / '0.PNG'
+    with pytest.raises(UserError, match=f'{odd} is 8×4 pixels but {first} is 6×4: resize all'):
+        list(folders.batches([first, odd], 2, first))

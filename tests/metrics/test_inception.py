@@ -24,7 +24,7 @@ def assert_golden(actual, golden_features, rows):
         assert error < 1e-5, f'{layer}: {error}'
 
 
-def test_features_are_golden_whatever_the_number_of_images(features, golden_features):
+def test_features_are_golden_for_any_number_of_images(features, golden_features):
     rows = np.arange(11) % 4  # one whole batch of eight and an incomplete one
     assert_golden(features(golden_features['images'][rows]), golden_features, rows)
 
@@ -54,13 +54,13 @@ def test_the_network_has_the_constants_of_the_graph(seeded_graph, golden_shapes)
         np.zeros((0, 8, 8, 3), np.uint8),
     ],
 )
-def test_anything_but_rgb_bytes_is_refused(features, images):
+def test_inputs_other_than_uint8_rgb_are_refused(features, images):
     with pytest.raises(UserError, match=r'uint8 \[N, H, W, 3\].*convert'):
         features(images)
 
 
 def resize_by_hand(image):
-    """TensorFlow 1's bilinear kernel, pixel by pixel, as its definition reads."""
+    """TensorFlow 1's bilinear resizing, pixel by pixel."""
     height, width, channels = image.shape
     out = np.empty((299, 299, channels))
     for i in range(299):
@@ -77,12 +77,12 @@ def resize_by_hand(image):
 
 
 @pytest.mark.parametrize('shape', [(5, 7), (32, 64), (401, 330), (1, 1)])
-def test_resize_is_that_of_tensorflow_1(shape):
+def test_resize_equals_tensorflow_1(shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 2)).astype(np.float32)
     resized = np.asarray(inception.resize(image[None]))
     np.testing.assert_allclose(resized[0], resize_by_hand(image), atol=0.02)
 
 
-def test_resize_leaves_299_alone():
+def test_resize_leaves_images_of_299_unchanged():
     images = np.random.default_rng(0).normal(size=(1, 299, 299, 3)).astype(np.float32)
     np.testing.assert_array_equal(inception.resize(images), images)

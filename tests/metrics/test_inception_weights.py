@@ -30,7 +30,7 @@ def add_constant(graph, name, values, dtype=DT_FLOAT, op='Const'):
 
 
 def small_graph():
-    """WEIGHTS in the three ways that a tensor can be stored, among other nodes."""
+    """A graph with WEIGHTS, each stored in another of three formats, and other nodes."""
     graph = GraphDef()
     graph.node.add(name='DecodeJpeg/contents', op='Placeholder')
     graph.node.add(name='softmax', op='Softmax')
@@ -137,24 +137,24 @@ WRONG_GRAPHS = {
 
 
 @pytest.mark.parametrize('case', WRONG_GRAPHS)
-def test_another_graph_is_refused(tmp_path, case):
+def test_a_graph_with_other_constants_is_refused(tmp_path, case):
     make, problem = WRONG_GRAPHS[case]
     path = tmp_path / 'graph.pb'
     path.write_bytes(make().SerializeToString())
     with pytest.raises(UserError) as error:
         inception_weights.read(path, SHAPES)
-    assert_one_sentence(error, path, problem, 'fetch inception-2015-12-05.tgz again')
+    assert_one_sentence(error, path, problem, 'download inception-2015-12-05.tgz again')
 
 
 @pytest.mark.parametrize('pack', [bytes, archive_of])
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, pack):
+def test_a_truncated_file_is_refused(tmp_path, pack):
     whole = pack(small_graph().SerializeToString())
     path = tmp_path / 'weights'
     for length in np.linspace(0, len(whole) - 1, 40).astype(int):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError) as error:
             inception_weights.read(path, SHAPES)
-        assert_one_sentence(error, path, 'fetch inception-2015-12-05.tgz again')
+        assert_one_sentence(error, path, 'download inception-2015-12-05.tgz again')
 
 
 def test_an_archive_with_one_wrong_byte_is_refused(tmp_path):
@@ -164,21 +164,21 @@ def test_an_archive_with_one_wrong_byte_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
         inception_weights.read(path, SHAPES)
-    assert_one_sentence(error, path, 'fetch inception-2015-12-05.tgz again')
+    assert_one_sentence(error, path, 'download inception-2015-12-05.tgz again')
 
 
 @pytest.mark.parametrize(
     'content', [b'<!DOCTYPE html><html>404</html>', archive_of(b'x', 'another.pb'), b'\x1f\x8bno']
 )
-def test_anything_else_is_refused(tmp_path, content):
+def test_a_file_of_another_format_is_refused(tmp_path, content):
     path = tmp_path / 'weights'
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
         inception_weights.read(path, SHAPES)
-    assert_one_sentence(error, path, 'fetch inception-2015-12-05.tgz again')
+    assert_one_sentence(error, path, 'download inception-2015-12-05.tgz again')
 
 
-def test_a_path_goes_before_the_environment(tmp_path, monkeypatch):
+def test_a_path_takes_precedence_over_the_environment(tmp_path, monkeypatch):
     named, set_ = tmp_path / 'named.pb', tmp_path / 'set.pb'
     named.touch()
     set_.touch()
@@ -198,7 +198,7 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch, by_environment):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A server of one file; `cut` bytes are promised but not sent, `status` is what it answers."""
+    """Serves one file with `status`; announces `cut` more bytes than it sends."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -243,7 +243,7 @@ def test_weights_are_downloaded_once_and_their_checksum_recorded(server, tmp_pat
     assert server.requests == 1
 
 
-def test_weights_that_changed_in_the_cache_are_refused(server):
+def test_changed_weights_in_the_cache_are_refused(server):
     path = inception_weights.find()
     path.write_bytes(server.content[:-1] + b'!')
     for _ in range(2):
@@ -252,7 +252,7 @@ def test_weights_that_changed_in_the_cache_are_refused(server):
         assert_one_sentence(error, path, 'delete both files')
 
 
-def test_weights_put_into_the_cache_by_hand_are_recorded_too(server, tmp_path):
+def test_weights_that_the_user_put_into_the_cache_are_recorded(server, tmp_path):
     path = tmp_path / 'sagan_jax' / FILES[0]
     path.parent.mkdir()
     path.write_bytes(b'by hand')
@@ -263,7 +263,7 @@ def test_weights_put_into_the_cache_by_hand_are_recorded_too(server, tmp_path):
         inception_weights.find()
 
 
-def test_a_download_that_breaks_off_leaves_nothing_and_can_start_again(server, tmp_path):
+def test_an_interrupted_download_leaves_nothing_and_can_be_repeated(server, tmp_path):
     server.cut = 1
     with pytest.raises(UserError) as error:
         inception_weights.find()
@@ -273,7 +273,7 @@ def test_a_download_that_breaks_off_leaves_nothing_and_can_start_again(server, t
     assert inception_weights.find().read_bytes() == server.content
 
 
-def test_a_server_that_refuses_or_is_away_is_named(server, tmp_path, monkeypatch):
+def test_a_server_that_refuses_or_is_down_is_named(server, tmp_path, monkeypatch):
     server.status = 404
     with pytest.raises(UserError) as error:
         inception_weights.find()

@@ -18,16 +18,16 @@ def images(n, seed, size=32):
     return r.integers(0, 256, (n, size // 8, size // 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
 
 
-def save(folder, pictures):
-    for i, picture in enumerate(pictures):
+def save(folder, generated):
+    for i, image in enumerate(generated):
         path = folder / f'class{i % 2}' / f'{i:03}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        Image.fromarray(image).save(path)
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """11 real pictures and 12 fake ones."""
+    """11 real images and 12 generated ones."""
     real, fake = tmp_path / 'real', tmp_path / 'fake'
     save(real, images(11, seed=0))
     save(fake, images(12, seed=1) // 2)
@@ -47,7 +47,7 @@ def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_p
     assert 'img/s' in err
     assert 'Warning: FID from 11 real and 12 fake samples of 2048 features' in err
 
-    # No order of the pictures enters these scores.
+    # These scores do not depend on the order of the images.
     features = metrics.inception.load(seeded_graph, batch_size=8)
     x, y = features(images(11, seed=0)), features(images(12, seed=1) // 2)
     a, b = x['2048'], y['2048']
@@ -75,25 +75,25 @@ def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_p
         assert {'jax', 'numpy', 'scipy'} <= set(row['versions'])
 
 
-def without_pictures(real, fake):
+def without_images(real, fake):
     for path in fake.rglob('*.png'):
         path.unlink()
-    return 'holds no pictures'
+    return 'has no images'
 
 
-def with_few_pictures(real, fake):
+def with_few_images(real, fake):
     for path in sorted(real.rglob('*.png'))[5:]:
         path.unlink()
-    return f'{real} gives 5 pictures'
+    return f'{real} has 5 images'
 
 
-def with_a_corrupt_picture(real, fake):
+def with_a_corrupt_image(real, fake):
     path = fake / 'class0' / '000.png'
     path.write_bytes(path.read_bytes()[:60])
     return str(path)
 
 
-def with_a_larger_picture(real, fake):
+def with_a_larger_image(real, fake):
     save(fake / 'more', images(1, seed=2, size=64))
     return '64×64'
 
@@ -111,10 +111,10 @@ def with_no_folder(real, fake):
 @pytest.mark.parametrize(
     'spoil',
     [
-        without_pictures,
-        with_few_pictures,
-        with_a_corrupt_picture,
-        with_a_larger_picture,
+        without_images,
+        with_few_images,
+        with_a_corrupt_image,
+        with_a_larger_image,
         with_larger_fakes,
         with_no_folder,
     ],
@@ -150,7 +150,7 @@ def test_a_mistake_ends_the_program_without_a_traceback(folders, tmp_path):
     ]
 
 
-def test_no_more_pictures_than_asked_for_are_used(folders, seeded_graph, capsys):
+def test_max_images_limits_the_images(folders, seeded_graph, capsys):
     options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '2']
     assert main([*map(str, folders), *options, '--max_images', '6']) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -158,7 +158,7 @@ def test_no_more_pictures_than_asked_for_are_used(folders, seeded_graph, capsys)
     assert rows[0]['name'] == 'fid6'
 
 
-def test_scores_that_cannot_be_written_are_printed_all_the_same(folders, seeded_graph, capsys):
+def test_scores_are_printed_even_if_they_cannot_be_written(folders, seeded_graph, capsys):
     real, fake = map(str, folders)
     target = f'{real}/class0/000.png/scores.json'  # below a file
     options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '1']
@@ -172,4 +172,4 @@ def test_scores_that_cannot_be_written_are_printed_all_the_same(folders, seeded_
 def test_numbers_out_of_range_end_with_status_2(option, capsys):
     with pytest.raises(SystemExit, match='2'):
         main(['real', 'fake', *option])
-    assert f'{option[1]} is not a whole number of at least' in capsys.readouterr().err
+    assert f'{option[1]} is not an integer of at least' in capsys.readouterr().err

@@ -61,11 +61,11 @@ def test_ties_do_not_depend_on_rounding(monkeypatch, block):
     monkeypatch.setattr(manifold, 'BLOCK', block)
     real, _ = features(300, 1, d=64)
     order = np.random.default_rng(0).permutation(300)
-    # An open ball holds exactly k of the same samples, the one on its rim left out.
+    # An open ball contains exactly k of the same samples, without the one on its boundary.
     assert manifold.density_coverage(real, real[order], k=5) == (1, 1)
 
-    # Pairs of real samples far from each other, and fakes as far from the first of a pair as the
-    # second is, on the other side.
+    # Pairs of real samples, far from other pairs. Each generated sample is as far from the first of
+    # a pair as the second is, on the opposite side.
     first = real.astype(np.float64) * 10
     step = np.random.default_rng(1).normal(size=first.shape)
     real, fake = np.concatenate([first, first + step]), first - step
@@ -74,7 +74,7 @@ def test_ties_do_not_depend_on_rounding(monkeypatch, block):
     assert manifold.density_coverage(real, fake, k=1) == (0, 0)
 
 
-def test_sets_far_apart_share_nothing():
+def test_distant_sets_score_zero():
     real, fake = features(20, 20)
     assert manifold.precision_recall(real, fake + 1000) == (0, 0)
     assert manifold.density_coverage(real, fake + 1000) == (0, 0)
@@ -83,7 +83,7 @@ def test_sets_far_apart_share_nothing():
 @pytest.mark.parametrize(
     ('score', 'k'), [(manifold.precision_recall, 3), (manifold.density_coverage, 5)]
 )
-def test_too_few_samples_for_the_neighbours(score, k):
+def test_too_few_samples_for_k_neighbours_are_refused(score, k):
     real, fake = features(20, 20)
     with pytest.raises(UserError, match=f'needs at least {k + 1} .* got {k} real and 20 fake'):
         score(real[:k], fake)

@@ -10,7 +10,7 @@ from sagan_jax.metrics import scores
 
 
 def golden_inputs(recipe):
-    """Real features, fake features and logits as tests/golden/metric_values.json was made from."""
+    """The real features, fake features and logits behind tests/golden/metric_values.json."""
 
     def features(n):
         r, d = np.random.default_rng(recipe['seed']), recipe['dim']
@@ -63,7 +63,7 @@ def test_golden_values(golden_scores, case):
 
 
 @pytest.mark.parametrize('cuts', [[], [1], [1, 2, 90], [64, 128, 192]])
-def test_moments_of_parts_merge_into_those_of_the_whole(cuts):
+def test_merged_moments_equal_those_of_all_samples(cuts):
     r = np.random.default_rng(0)
     features = 1e6 + r.normal(size=(200, 5)) * [1, 1e-2, 10, 1, 1]  # E[x²] − E[x]² would fail here
     merged = functools.reduce(scores.merge, map(scores.moments, np.split(features, cuts)))
@@ -79,7 +79,7 @@ def test_moments_of_parts_merge_into_those_of_the_whole(cuts):
 @pytest.mark.parametrize(
     ('n', 'm', 'd'), [(50, 40, 6), (300, 500, 32), (40, 300, 32), (300, 20, 32), (10, 12, 32)]
 )
-def test_fid_is_that_of_the_matrix_square_root(n, m, d):
+def test_fid_equals_the_matrix_square_root_formula(n, m, d):
     r = np.random.default_rng(n)
     real, fake = r.normal(size=(n, d)), 0.5 + r.normal(size=(m, d)) @ r.normal(size=(d, d)) / 4
     expected = fid_by_square_root(real, fake)
@@ -95,7 +95,7 @@ def test_fid_of_low_rank_covariances(rank):
     r = np.random.default_rng(rank)
     mix = r.normal(size=(rank, 32))
     real, fake = r.normal(size=(200, rank)) @ mix, (1.2 * r.normal(size=(150, rank)) + 0.1) @ mix
-    basis, _ = np.linalg.qr(mix.T)  # in the space that they span the covariances are regular
+    basis, _ = np.linalg.qr(mix.T)  # in the space that they span, the covariances are regular
     expected = fid_by_square_root(real @ basis, fake @ basis)
     assert scores.fid(real, fake) == pytest.approx(expected, rel=1e-9)
 
@@ -138,7 +138,7 @@ def test_fid_rises_with_noise():
     assert values[-1] == pytest.approx(16 * (np.sqrt(5) - 1) ** 2, rel=0.1)
 
 
-def test_fid_warns_of_as_few_samples_as_features():
+def test_fid_warns_if_there_are_no_more_samples_than_features():
     features = np.random.default_rng(0).normal(size=(40, 8))
     with pytest.warns(UserWarning, match='8 real and 40 fake samples of 8 features'):
         scores.fid(features[:8], features)
@@ -149,7 +149,7 @@ def test_fid_warns_of_as_few_samples_as_features():
         scores.fid(features[:9], features)
 
 
-# ---- FID per class, FID without end ----
+# ---- FID per class, FID∞ ----
 
 
 def test_intra_fid_is_fid_within_each_class():
@@ -177,7 +177,7 @@ def test_intra_fid_of_few_samples_warns_once_and_is_stable():
 
 
 @pytest.mark.parametrize(('real_labels', 'counts'), [([0, 0, 0, 0], '0 real'), ([0, 0, 0, 1], '1')])
-def test_intra_fid_names_the_class_that_lacks_samples(real_labels, counts):
+def test_intra_fid_names_a_class_with_too_few_samples(real_labels, counts):
     features = np.random.default_rng(0).normal(size=(4, 2))
     with pytest.raises(UserError, match=f'Class 1: intra FID needs at least 2 .* got {counts}'):
         scores.intra_fid(features, np.array(real_labels), features, np.array([0, 0, 1, 1]))
@@ -233,13 +233,13 @@ def test_inception_score_streams(batch):
     assert scores.score_of_splits(sums) == pytest.approx(expected, rel=1e-12)
 
 
-def test_inception_score_of_certain_and_of_equal_predictions():
+def test_inception_score_of_certain_and_of_uniform_predictions():
     certain = np.eye(10)[np.arange(50) % 10] * 1e4  # softmax gives exact zeros
     assert scores.inception_score(certain, 5) == pytest.approx((10, 0))
     assert scores.inception_score(np.ones((50, 10)), 5) == pytest.approx((1, 0))
 
 
-def test_incomplete_sums_give_no_inception_score():
+def test_incomplete_sums_are_refused():
     sums = scores.add_logits(scores.split_sums(5, 2), np.zeros((4, 3)))
     with pytest.raises(ValueError, match='4 samples, expected 5'):
         scores.score_of_splits(sums)
@@ -247,7 +247,7 @@ def test_incomplete_sums_give_no_inception_score():
 
 @pytest.mark.parametrize('splits', [0, 6])
 def test_inception_score_needs_a_sample_per_split(splits):
-    with pytest.raises(UserError, match=f'{splits} splits .* got 5: take more samples or'):
+    with pytest.raises(UserError, match=f'{splits} splits .* got 5: use more samples, or'):
         scores.inception_score(np.zeros((5, 3)), splits)
 
 
@@ -290,7 +290,7 @@ def test_kid_is_unbiased():
 
 
 @pytest.mark.parametrize(
-    ('score', 'least'),
+    ('score', 'minimum'),
     [
         (scores.fid, 2),
         (lambda a, b: scores.frechet_distance(scores.moments(a), scores.moments(b)), 2),
@@ -298,22 +298,22 @@ def test_kid_is_unbiased():
         (scores.fid_infinity, 30),
     ],
 )
-def test_too_few_samples_are_counted(score, least):
+def test_too_few_samples_are_refused(score, minimum):
     features = np.random.default_rng(0).normal(size=(40, 2))
-    with pytest.raises(UserError, match=f'least {least} .* got 40 real and {least - 1} fake'):
-        score(features, features[: least - 1])
+    with pytest.raises(UserError, match=f'least {minimum} .* got 40 real and {minimum - 1} fake'):
+        score(features, features[: minimum - 1])
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        score(features, features[:least])
+        score(features, features[:minimum])
 
 
 @pytest.mark.parametrize('score', [scores.fid, scores.kid, scores.fid_infinity])
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused(score, value):
     features = np.random.default_rng(0).normal(size=(1000, 2))
-    spoilt = features.copy()
-    spoilt[3, 1] = value
-    for real, fake in ((features, spoilt), (spoilt, features)):
+    damaged = features.copy()
+    damaged[3, 1] = value
+    for real, fake in ((features, damaged), (damaged, features)):
         with pytest.raises(UserError, match='not finite'):
             score(real, fake)
 
