@@ -2,11 +2,11 @@
 
   python -m sagan_jax.main --config configs/celeba.py
 
-The data set comes through TFDS (celeb_a), which needs TensorFlow once to prepare it; a folder of
-the pictures does as well: --config.dataset.name=image_folder --config.dataset.source_dir=FOLDER.
-For 128×128 add --config.dataset.image_size=128. Meant for one GPU. The rates, 5e-5 for the
-generator and 1e-4 for the discriminator, are those of a published recipe. Variants as in
-sagan_jax/configuration/variants.py, as far as they need no classes.
+The data set is celeb_a of TFDS, which needs TensorFlow once, to prepare it. A folder of the images
+works too: --config.dataset.name=image_folder --config.dataset.source_dir=FOLDER. For 128×128 add
+--config.dataset.image_size=128. One GPU is enough. The rates, 5e-5 for the generator and 1e-4 for
+the discriminator, are those of a published recipe. The variants are those of
+sagan_jax/configuration/variants.py that need no classes.
 """
 
 import ml_collections

@@ -2,14 +2,14 @@
 
   python -m sagan_jax.main --config configs/cifar10.py
 
-The data set comes through TFDS, which needs TensorFlow once to prepare it (the error says what to
-install); a folder of class folders does as well, with --config.dataset.name=image_folder
---config.dataset.source_dir=FOLDER. Meant for one GPU.
+The data set comes from TFDS, which needs TensorFlow once, to prepare it (the error says what to
+install). A folder of class folders works too: --config.dataset.name=image_folder
+--config.dataset.source_dir=FOLDER. One GPU is enough.
 
 The default, `best_public`, has the settings of the best public reproduction: attention at 16×16,
 both rates 2e-4, β 0.5 and 0.999, five discriminator updates with batches of 64, orthogonal
-weights, 100,000 generator updates; it reports an Inception Score of 9.32 and an FID of 9.43. The
-other variants, in sagan_jax/configuration/variants.py, change the paper's settings on the same
+weights, 100,000 generator updates. It reports an Inception Score of 9.32 and an FID of 9.43. The
+other variants, in sagan_jax/configuration/variants.py, use the paper's settings with the same
 networks.
 """
 

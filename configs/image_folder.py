@@ -1,16 +1,15 @@
-"""Your own pictures: a folder with one folder of JPEG or PNG files for each class.
+"""Your own images: a folder with one folder of JPEG or PNG files per class.
 
   python -m sagan_jax.main --config configs/image_folder.py \\
-      --config.dataset.source_dir=PICTURES --config.dataset.num_classes=10
+      --config.dataset.source_dir=IMAGES --config.dataset.num_classes=10
 
-PICTURES/cat/1.jpg, PICTURES/dog/2.png, …, or the same below PICTURES/train and PICTURES/test.
-On first use the pictures are cropped to their centre, resized once to `dataset.image_size` (32,
-64, 128 or 256) and stored beside TFDS's other data sets. For one kind of picture without
-classes, put them into one class folder and add --config.dataset.num_classes=1
---config.model.conditioning=none
+The files are IMAGES/cat/1.jpg, IMAGES/dog/2.png, …, or the same below IMAGES/train and IMAGES/test.
+On first use the images are cropped to their centre, resized to `dataset.image_size` (32, 64, 128 or
+256) and stored beside the other data sets of TFDS. To train without classes, put all images into
+one class folder and add --config.dataset.num_classes=1 --config.model.conditioning=none
 
-The defaults are made for 64×64 on one GPU; --config.dtype=bfloat16 computes activations in half
-precision. On a CPU take --config.dataset.image_size=32 and widths of 16 to 32.
+The defaults suit 64×64 on one GPU. --config.dtype=bfloat16 computes activations in half precision.
+On a CPU use --config.dataset.image_size=32 and widths from 16 to 32.
 """
 
 import ml_collections

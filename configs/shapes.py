@@ -1,9 +1,9 @@
-"""The paper's systems at small scale, on the embedded data set `shapes`.
+"""The paper's models at small scale, on the embedded data set `shapes`.
 
   python -m sagan_jax.main --config configs/shapes.py:feat16
 
-Networks of the size of configs/quickstart.py and 1,000 steps. Variants as in
-sagan_jax/configuration/variants.py, with attention at 8 or 16 and in Table 2 at 16.
+Networks of about the size of configs/quickstart.py, trained for 1,000 steps. The variants are those
+of sagan_jax/configuration/variants.py, with attention at 8 or 16, and at 16 in Table 2.
 """
 
 import ml_collections

@@ -88,7 +88,7 @@ def finished(pictures, tmp_path_factory):
             evaluate(config, workdir)
         config.evaluation.update({'features': 'in_domain', 'inception_weights': None})
         config.distributed.update({'coordinator': 'localhost:1', 'process_id': 1})
-        with pytest.raises(UserError, match='process_id=1 is none of the 1'):
+        with pytest.raises(UserError, match='process_id=1 is out of range: use 0'):
             distributed.joined(config).__enter__()
         config.distributed.update({'coordinator': '', 'process_id': 0})
         config.model.conditioning = 'acgan'  # whose step reads the weight of the classifier

@@ -1,7 +1,7 @@
-"""Every key that a configuration has, with its default and what it means.
+"""All keys of a configuration, with their defaults and meanings.
 
-The files in configs/ start from `get_config()` and set what is decisive for their data set.
-Any key can be changed on the command line, for example --config.optimizer.generator_lr=2e-4
+The files in configs/ start from `get_config()` and set the keys that matter for their data set.
+Any key can be set on the command line, for example --config.optimizer.generator_lr=2e-4
 """
 
 import ml_collections
@@ -9,34 +9,34 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The official code's settings, for networks of 32×32 on the embedded data set."""
+    """The settings of the official code, with 32×32 networks on the embedded data set."""
     config = ml_collections.ConfigDict()
 
-    config.seed = 0  # decides, with the step, everything that is random in a run
+    config.seed = 0  # all randomness of a run is a function of the seed and the step
     config.num_train_steps = 1_000_000  # generator updates
-    config.batch_size = 256  # over all devices together
+    config.batch_size = 256  # of all devices together
     config.dtype = 'float32'  # of the activations: 'float32' or 'bfloat16'
-    config.steps_per_call = 1  # steps that run on the devices without the host in between
-    # Parts in which each device computes its batch, one after the other, where all of it does not
-    # fit. Batch moments are then those of a part.
+    config.steps_per_call = 1  # steps that the devices run without waiting for the host
+    # Each device divides its batch into this many parts, computed one after the other, to save
+    # memory. Batch moments are then those of a part.
     config.gradient_accumulation = 1
     config.discriminator_steps = 1  # discriminator updates for each generator update
     config.loss = 'hinge'  # 'hinge' or 'non_saturating'
-    # Weight of the discriminator's loss on real images with a wrong label (Reed et al., 2016),
-    # which teaches it the classes before the fakes show any; 0: no such loss.
+    # Weight of the discriminator's loss on real images with a wrong label (Reed et al., 2016), from
+    # which it learns the classes before generated images show any; 0: no such loss.
     config.mismatch_weight = 0.0
-    # Weight of the generator's loss on pairs of images of one class that are alike although their
-    # z are not (mode seeking: Mao et al., 2019); 0: no such loss.
+    # Weight of the generator's loss on pairs of images of the same class that are similar although
+    # their z differ (mode seeking: Mao et al., 2019); 0: no such loss.
     config.mode_seeking_weight = 0.0
 
     config.dataset = dataset = ml_collections.ConfigDict()
     dataset.name = 'shapes'  # 'shapes', 'image_folder', or the name of a TFDS data set
-    dataset.data_dir = config_dict.placeholder(str)  # prepared data; default: TFDS's own folder
+    dataset.data_dir = config_dict.placeholder(str)  # prepared data; default: the folder of TFDS
     dataset.source_dir = config_dict.placeholder(str)  # image_folder: the folder of class folders
     dataset.image_size = 32  # 32, 64, 128 or 256
     dataset.num_classes = 10
-    dataset.flip = False  # mirror half of the real images, at random
-    dataset.on_device = False  # keep all pictures in the memory of every device
+    dataset.flip = False  # mirror real images with probability 1/2
+    dataset.on_device = False  # keep all images in the memory of every device
 
     config.model = model = ml_collections.ConfigDict()
     model.architecture = 'sagan'  # a table in sagan_jax/models/architectures.py
@@ -45,11 +45,11 @@ def get_config() -> ml_collections.ConfigDict:
     model.z_dim = 128
     model.generator_attention = (16,)  # resolutions with self-attention, () for none
     model.discriminator_attention = (16,)
-    # What stands there: 'self_attention', or 'residual', a residual block of as many parameters.
+    # The block at these resolutions: 'self_attention', or 'residual', with as many parameters.
     model.attention_block = 'self_attention'
-    model.attention_value_divisor = 2  # values are C over this wide; in the paper's text 8
-    model.attention_pooling = True  # max-pool keys and values 2×2; not so in the paper's text
-    # Queries at a time, their weights computed again in the backward pass; 0: all at once.
+    model.attention_value_divisor = 2  # values have C divided by this; 8 in the paper's text
+    model.attention_pooling = True  # max-pool keys and values 2×2; False in the paper's text
+    # Queries computed at a time, and again in the backward pass, to save memory; 0: all.
     model.attention_query_block = 0
     # 'projection'; 'acgan', an auxiliary classifier; or 'none' for an unconditional GAN.
     model.conditioning = 'projection'
@@ -62,11 +62,11 @@ def get_config() -> ml_collections.ConfigDict:
     spectral_norm.epsilon = 1e-12
 
     config.batch_norm = batch_norm = ml_collections.ConfigDict()
-    batch_norm.cross_replica = True  # moments over all devices, or each device on its own
+    batch_norm.cross_replica = True  # moments over all devices instead of each device's own
     batch_norm.decay = 0.999  # of the running averages
     batch_norm.last_decay = 0.9999  # the same in the generator's last, plain batch norm
     batch_norm.epsilon = 1e-5
-    # A frozen generator takes its statistics from so many fresh batches; 0: the running averages.
+    # Batches from which a frozen generator estimates its moments; 0: use the running averages.
     batch_norm.standing_batches = 0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # Adam
@@ -75,47 +75,47 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.b1 = 0.0
     optimizer.b2 = 0.999
     optimizer.epsilon = 1e-8
-    # Share of num_train_steps after which both rates fall linearly to 0; 1: constant rates.
+    # Fraction of num_train_steps after which both rates fall linearly to 0; 1: constant rates.
     optimizer.decay_from = 1.0
 
     config.ema = ema = ml_collections.ConfigDict()
-    ema.decay = 0.0  # of the averaged generator that draws the samples; 0: no averaging
-    ema.start_step = 0  # until then the average is the generator itself
+    ema.decay = 0.0  # of the averaged generator, which generates all samples; 0: no averaging
+    ema.start_step = 0  # before this step the average is the generator itself
 
-    config.log_every = 100  # all of these in steps
+    config.log_every = 100  # these are in steps
     config.sample_every = 1000
     config.checkpoint_every = 1000
-    # How often a run that diverges goes back to its last checkpoint, with other noise.
+    # How many times a diverged run restarts from its last checkpoint, with different noise.
     config.divergence_restarts = 0
-    config.keep_checkpoints = 3  # the newest; the last step is among them
-    config.evaluate_every = 0  # scores while training; 0: none
+    config.keep_checkpoints = 3  # the newest ones; the last step is always saved
+    config.evaluate_every = 0  # compute scores during training; 0: never
 
-    config.watch = watch = ml_collections.ConfigDict()  # warnings of a collapse
+    config.watch = watch = ml_collections.ConfigDict()  # thresholds for warnings of a collapse
     watch.max_logit_gap = 50.0  # between the mean logits on real and on fake images
     watch.max_sigma = 1000.0  # of both networks
-    watch.min_diversity = 1.0  # of samples of one class, in levels of 0 to 255
-    watch.stop = False  # whether a warning ends the run
+    watch.min_diversity = 1.0  # of samples of one class, on the scale from 0 to 255
+    watch.stop = False  # stop the run at a warning
 
     config.distributed = distributed = ml_collections.ConfigDict()
-    # Of a run of several processes: 'auto' (SLURM, TPU pods, MPI), or host:port of the first one,
-    # how many there are and which this is. '': this process is all of it.
+    # For several processes: 'auto' (SLURM, TPU pods, MPI), or host:port of process 0 together with
+    # the number of processes and the index of this one. '': a single process.
     distributed.coordinator = ''
     distributed.num_processes = 1
     distributed.process_id = 0
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
-    # 'inception', the network of the literature, or 'in_domain', a small classifier of our own
-    # that is trained on the data set.
+    # 'inception', the network of the literature, or 'in_domain', a small classifier trained on the
+    # data set.
     evaluation.features = 'inception'
     evaluation.inception_weights = config_dict.placeholder(str)  # a file; default: a download
-    evaluation.split = 'train'  # of the real pictures: 'train' or 'test'
+    evaluation.split = 'train'  # of the real images: 'train' or 'test'
     evaluation.num_samples = 50_000  # generated images
-    evaluation.training_samples = 10_000  # the same for scores while training
-    evaluation.pair_samples = 10_000  # on either side for KID, precision, recall and their like
+    evaluation.training_samples = 10_000  # generated images for scores during training
+    evaluation.pair_samples = 10_000  # on either side for KID, precision, recall and similar
     evaluation.intra_fid_samples = 0  # images of each class for intra FID; 0: no intra FID
     evaluation.splits = 10  # of the Inception Score; the authors' code has 1
-    evaluation.round_to_uint8 = True  # the authors' code scores the generator's floats
-    evaluation.best = 'fid'  # 'fid' or 'is': of which the best checkpoint is kept while training
+    evaluation.round_to_uint8 = True  # the authors' code scores unrounded images
+    evaluation.best = 'fid'  # the score, 'fid' or 'is', by which the best checkpoint is kept
     evaluation.batch_size = 64  # images at a time; changes no score
 
     return config

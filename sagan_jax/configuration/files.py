@@ -1,4 +1,4 @@
-"""Configuration files: by path, or by the name of one that comes with the package."""
+"""Finds configuration files by path, or by name if they come with the package."""
 
 from pathlib import Path
 
@@ -8,25 +8,25 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def folder() -> Path:
-    """Where the package's own files are: inside it once installed, beside it in the checkout."""
+    """The folder of the package's files: inside an installed package, beside it in a checkout."""
     inside, beside = _PACKAGE / 'configs', _PACKAGE.parent / 'configs'
     return inside if inside.is_dir() else beside
 
 
 def names() -> list[str]:
-    """The names of the package's own files, such as 'quickstart'."""
+    """The names of the package's files, such as 'quickstart'."""
     return sorted(path.stem for path in folder().glob('[!_]*.py'))
 
 
 def locate(text: str) -> str:
-    """`PATH[:VARIANT]` or `NAME[:VARIANT]` as `PATH[:VARIANT]`. A path that exists wins.
+    """Turns `PATH[:VARIANT]` or `NAME[:VARIANT]` into `PATH[:VARIANT]`. Existing paths win.
 
     Raises:
       UserError: if there is neither such a path nor such a name.
     """
     path, colon, variant = text.partition(':')
     if not Path(path).is_file():
-        # In the checkout configs/quickstart.py is a path; elsewhere it is the name with a frame.
+        # Outside a checkout, configs/quickstart.py means the name too.
         name = path.removeprefix('configs/').removesuffix('.py')
         if name not in names():
             raise UserError(

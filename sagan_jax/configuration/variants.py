@@ -1,8 +1,8 @@
-"""The systems that the paper compares, as changes of a configuration: its variants.
+"""The models that the paper compares, as variants of a configuration.
 
   python -m sagan_jax.main --config configs/imagenet128.py:feat32
 
-Each variant says here, and nowhere else, in which keys it differs from its file's own settings.
+A variant is a set of keys that differ from the settings of its configuration file.
 """
 
 import math
@@ -28,7 +28,7 @@ GROUPS = {
 
 
 def names(image_size: int) -> list[str]:
-    """The variants that exist at an image size: attention stands at half of it at most."""
+    """The variants that exist at an image size: attention is possible up to half of it."""
     maps = [k for k in FEATURE_MAPS if k <= image_size // 2]
     return [
         'no_attention',
@@ -44,13 +44,14 @@ def names(image_size: int) -> list[str]:
 
 
 def expand(chosen: Sequence[str], image_size: int) -> list[str]:
-    """Names of variants and groups as names of variants, in order and each once.
+    """Replaces groups by their variants; keeps the order and removes duplicates.
 
-    Of a group those are taken that exist at `image_size`; 'sagan' in table 2 is the one with
-    attention at half the image size, as in the paper. Raises UserError for an unknown name.
+    Variants of a group that do not exist at `image_size` are left out. 'sagan' of table 2 is the
+    variant with attention at half the image size, as in the paper. Raises UserError for an unknown
+    name.
     """
     existing = names(image_size)
-    found = []
+    found: list[str] = []
     for name in chosen:
         if name not in GROUPS and name not in existing:
             raise UserError(
@@ -67,15 +68,15 @@ def expand(chosen: Sequence[str], image_size: int) -> list[str]:
 def apply(
     config: ml_collections.ConfigDict, variant: str, best_public: dict[str, Any]
 ) -> ml_collections.ConfigDict:
-    """Turns a file's own settings, which are those of SAGAN, into those of a variant.
+    """Changes a file's settings, which are those of SAGAN, to those of a variant.
 
     Args:
       config: changed in place, and returned.
       variant: one of `names(config.dataset.image_size)`.
-      best_public: the keys of the file's variant of that name.
+      best_public: the keys of the variant 'best_public' of this file.
 
     Raises:
-      UserError: for a variant that does not exist, at this image size or without classes.
+      UserError: if the variant does not exist at this image size or needs classes.
     """
     image_size = config.dataset.image_size
     if variant not in names(image_size):
@@ -84,10 +85,12 @@ def apply(
             f'{", ".join(names(image_size))}.'
         )
     if variant in ('acgan', 'sngan_projection') and config.model.conditioning == 'none':
-        raise UserError(f'The variant {variant} needs classes, and this data set has none.')
+        raise UserError(
+            f'The variant {variant} needs classes and this data set has none: choose another one.'
+        )
 
-    # One rate for both networks where there are no two: their geometric mean, which for the
-    # paper's rates is the 2e-4 of SNGAN.
+    # Variants with a single rate use the geometric mean of both, which is the 2e-4 of SNGAN for the
+    # paper's rates.
     rates = config.optimizer.generator_lr, config.optimizer.discriminator_lr
     rate = round(math.sqrt(math.prod(rates)), 6)
     one_rate = {'optimizer.generator_lr': rate, 'optimizer.discriminator_lr': rate}
@@ -134,7 +137,7 @@ def apply(
 
 
 def attention_at(*resolutions: int) -> dict[str, tuple[int, ...]]:
-    """The keys that put attention, or what stands in its place, at these feature maps."""
+    """The keys that put attention, or the block that replaces it, at these resolutions."""
     return {
         'model.generator_attention': resolutions,
         'model.discriminator_attention': resolutions,

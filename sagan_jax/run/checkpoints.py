@@ -1,4 +1,4 @@
-"""Checkpoints of a run."""
+"""Saves, restores and chooses checkpoints of a run."""
 
 import contextlib
 import json
@@ -21,32 +21,32 @@ from sagan_jax.system import distributed
 
 # What Orbax and the formats below it raise when they cannot write.
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
-_PAUSES = (0, 10, 60)  # seconds before the last checkpoint of a run is tried again
+_PAUSES = (0, 10, 60)  # seconds before each retry of a run's last checkpoint
 
-_MEND = '; remove it, or choose another step.'
+_FIX = ': remove it, or choose another step.'
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not what was saved."""
+    """A checkpoint cannot be read or differs from what was saved."""
 
 
 def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """Orbax's manager of a folder of checkpoints: asynchronous, each step whole or not there.
+    """Opens Orbax's manager of a folder of checkpoints. It saves asynchronously and atomically.
 
-    Of several processes only the first one has it. A checkpoint is `state`, the arrays, and
-    `checks`, by which damage is noticed.
+    Only process 0 opens it. A checkpoint has two items: `state`, the arrays, and `checks`, their
+    checksums.
 
     Args:
       folder: a run's `checkpoints/` or `best/`.
-      keep: how many of the newest checkpoints stay; None for one who only reads.
+      keep: the number of newest checkpoints to keep; None to open the folder for reading.
     """
     if keep:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_remains(folder)  # Orbax's own clean-up, should it fail once, fails each later save
+        _remove_remains(folder)  # if Orbax fails to remove them, all later saves fail
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=False,
-        save_root_metadata=False,  # it would be read on opening, where a damaged one is fatal
+        save_root_metadata=False,  # read on opening, where a damaged file would be fatal
         multiprocessing_options=ocp.options.MultiprocessingOptions(
             active_processes={0}, barrier_sync_key_prefix='first'
         )
@@ -57,10 +57,10 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
 
 
 def save(manager: ocp.CheckpointManager | None, step: int, state: Any) -> bool:
-    """Starts to save a state of arrays on the host at `step`; the write goes on in the background.
+    """Starts to save a state of host arrays at `step`. Writing continues in the background.
 
-    False, and a warning, if it or the one before cannot be written. Earlier checkpoints stay.
-    Without a manager, on processes other than the first, there is nothing to save.
+    Returns False and prints a warning if this or the previous checkpoint cannot be written. Earlier
+    checkpoints are kept. Does nothing without a manager, in processes other than process 0.
     """
     if manager is None:
         return True
@@ -80,7 +80,7 @@ def save(manager: ocp.CheckpointManager | None, step: int, state: Any) -> bool:
 
 
 def has_failed(manager: ocp.CheckpointManager | None) -> bool:
-    """Whether the save that was started last has failed; a warning reports it once."""
+    """Whether the last save has failed. Prints a warning the first time."""
     if manager is None:
         return False
     try:
@@ -92,10 +92,10 @@ def has_failed(manager: ocp.CheckpointManager | None) -> bool:
 
 
 def finish(manager: ocp.CheckpointManager | None, step: int, state: Any) -> None:
-    """Waits until `step` is on disk, saving it if needed. Without a manager nothing is done.
+    """Waits until `step` is on disk, and saves it again if needed. Does nothing without a manager.
 
     Raises:
-      UserError: if it cannot be written, tried several times.
+      UserError: if it cannot be written after several attempts.
     """
     if manager is None:
         return
@@ -109,14 +109,14 @@ def finish(manager: ocp.CheckpointManager | None, step: int, state: Any) -> None
         if manager.latest_step() == step:
             return
     raise UserError(
-        f'The last checkpoint could not be written to {manager.directory}: make room, and give the '
-        'same command again.'
+        f'The last checkpoint cannot be written to {manager.directory}: free space on the disk and '
+        'run the same command again.'
     )
 
 
 @contextlib.contextmanager
 def closing(managers: list[ocp.CheckpointManager | None]) -> Iterator[None]:
-    """Closes them at the end of the block, when all that is being written is there."""
+    """Closes the managers at the end of the block, after their pending writes."""
     try:
         yield
     finally:
@@ -127,7 +127,7 @@ def closing(managers: list[ocp.CheckpointManager | None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _giving_up(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Gives up a save that fails in the block."""
+    """Handles a failed save in the block with `_give_up`."""
     try:
         yield
     except _UNWRITABLE as error:
@@ -135,9 +135,9 @@ def _giving_up(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def _give_up(manager: ocp.CheckpointManager, error: Exception) -> None:
-    """Tells of a save that failed, and forgets it: its remains would fill the disk further."""
+    """Prints a warning about a failed save and removes its remains, which take disk space."""
     reason = ' '.join(str(error).split())
-    print(f'warning        a checkpoint cannot be written, to be tried again: {reason:.300}')
+    print(f'warning        a checkpoint cannot be written and is tried again: {reason:.300}')
     _remove_remains(manager.directory)
     with contextlib.suppress(OSError):
         manager.directory.mkdir(parents=True, exist_ok=True)
@@ -145,38 +145,43 @@ def _give_up(manager: ocp.CheckpointManager, error: Exception) -> None:
 
 
 def _remove_remains(folder: Path) -> None:
-    """Removes the halves of checkpoints that a killed process or a failed save has left."""
+    """Removes incomplete checkpoints, left by a killed process or a failed save."""
     for remains in folder.glob('*.orbax-checkpoint-tmp'):
         shutil.rmtree(remains, ignore_errors=True)
 
 
 def restore_newest(manager: ocp.CheckpointManager | None, like: Any) -> Any | None:
-    """The newest checkpoint that is whole, see `restore`; None if there is none at all.
+    """Restores the newest undamaged checkpoint, see `restore`. Returns None if there are none.
 
-    Damaged ones are passed over with a warning and put aside, out of the way of new ones, beside
-    the manager's folder. Of several processes all call it, and all get it.
+    Damaged checkpoints are skipped with a warning and moved beside the manager's folder, so that
+    new ones can take their place. All processes must call it, and all get the result.
 
     Raises:
-      UserError: if all are damaged, or the newest holds something else than `like`.
+      UserError: if all checkpoints are damaged, or the newest has another structure than `like`.
     """
     return _everywhere(lambda: _restore_newest(manager, like), like)
 
 
 def restore(manager: ocp.CheckpointManager | None, like: Any, step: int) -> Any:
-    """The checkpoint of a step as host arrays in the structure of `like`, in all processes.
+    """Restores the checkpoint of a step as host arrays, in all processes.
+
+    Args:
+      manager: from `open_manager`; None in all processes except process 0.
+      like: a tree of arrays with the same structure, shapes and dtypes.
+      step: the checkpoint's step.
 
     Raises:
-      UserError: if it cannot be read, what is read is not what was saved, or it holds something
-        else than `like`.
+      UserError: if the checkpoint cannot be read, differs from what was saved, or has another
+        structure than `like`.
     """
     return _everywhere(lambda: _restore(manager, like, step), like)
 
 
 def _everywhere(read: Callable[[], Any | None], like: Any) -> Any | None:
-    """What `read` finds in the first process; None everywhere if it finds nothing."""
+    """Returns in all processes what `read` returns in process 0."""
     state = _blank(like)
 
-    def find():
+    def find() -> bool:
         nonlocal state
         found = read()
         state = state if found is None else found
@@ -214,45 +219,42 @@ def _restore_newest(manager: ocp.CheckpointManager, like: Any) -> Any | None:
 
 
 def _restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
-    """`restore`, of which DamagedError is the first two mistakes."""
+    """As `restore`, in process 0. Raises DamagedError if the checkpoint is damaged."""
     path = manager.directory / str(step)
 
-    def read(**item):
+    def read(**item: Any) -> Any:
         try:
             return manager.restore(step, args=ocp.args.Composite(**item))
-        except Exception as error:  # whatever the formats' readers raise at what they meet
+        except Exception as error:  # what a reader raises on a damaged file depends on the format
             reason = ' '.join(str(error).split())
             raise DamagedError(
-                f'The checkpoint {path} cannot be read ({reason:.200}){_MEND}'
+                f'The checkpoint {path} cannot be read ({reason:.200}){_FIX}'
             ) from error
 
     saved = read(checks=ocp.args.JsonRestore())['checks']
     if not isinstance(saved, dict) or saved.pop('itself', None) != _checksum_of(saved):
-        raise DamagedError(
-            f'The checkpoint {path} is damaged: its checksums are not as saved{_MEND}'
-        )
+        raise DamagedError(f'The checkpoint {path} is damaged, its checksums have changed{_FIX}')
     shapes = {name: list(leaf.shape) for name, leaf in named_leaves(like).items()}
     if {name: shape for name, (shape, _) in saved.items()} != shapes:
         raise UserError(
-            f'The checkpoint {path} does not hold the generator and the discriminator of this '
+            f'The checkpoint {path} does not match the generator and the discriminator of this '
             'configuration: remove it, or choose another step or --workdir.'
         )
     state = read(state=ocp.args.StandardRestore(_blank(like)))['state']
     for name, leaf in named_leaves(state).items():
-        if zlib.crc32(np.ascontiguousarray(leaf)) != saved[name][1]:
-            raise DamagedError(
-                f'The checkpoint {path} is damaged: {name} is not what was saved{_MEND}'
-            )
+        if _crc32(leaf) != saved[name][1]:
+            raise DamagedError(f'The checkpoint {path} is damaged, {name} has changed{_FIX}')
     return state
 
 
 def _checks(state: Any) -> dict[str, Any]:
-    """The shape and the CRC-32 of each array, by its path, and the CRC-32 of all that."""
-    checks = {
-        name: [list(leaf.shape), zlib.crc32(np.ascontiguousarray(leaf))]
-        for name, leaf in named_leaves(state).items()
-    }
+    """The shape and the CRC-32 of each array by its path, and the CRC-32 of all these."""
+    checks = {name: [list(leaf.shape), _crc32(leaf)] for name, leaf in named_leaves(state).items()}
     return checks | {'itself': _checksum_of(checks)}
+
+
+def _crc32(leaf: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(leaf).data)
 
 
 def _checksum_of(checks: dict[str, Any]) -> int:
@@ -260,7 +262,7 @@ def _checksum_of(checks: dict[str, Any]) -> int:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths, as 'generator/params/conv/kernel'."""
+    """The leaves of a tree by path, such as 'generator/params/conv/kernel'."""
     return {
         jax.tree_util.keystr(path, simple=True, separator='/'): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -270,14 +272,23 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def choose(
     config: ml_collections.ConfigDict, run: RunFolder, which: str | int
 ) -> tuple[ocp.CheckpointManager | None, list[int]]:
-    """A manager to read with, and the steps that `which` means: 'newest', 'best', 'all' or one.
+    """Opens a run's checkpoints for reading and chooses among them.
 
-    Raises UserError when there are none, or they belong to another configuration.
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      which: 'newest', 'best', 'all' or a step.
+
+    Returns:
+      The manager, None in all processes except process 0, and the chosen steps.
+
+    Raises:
+      UserError: if there are no such checkpoints or they belong to another configuration.
     """
     folder = run.best if which == 'best' else run.checkpoints
     manager = None
 
-    def find():
+    def find() -> list[int]:
         nonlocal manager
         if not steps_in(folder):
             raise UserError(f'There is no checkpoint in {folder}: train first, or check --workdir.')

@@ -1,7 +1,7 @@
-"""Several processes that are one run: joined at the start, kept alike, ended together.
+"""Several processes that run one training together.
 
-Each does the same, on its own devices; the first alone reads and writes the run's folder. With one
-process every function here is what its name says, at no cost.
+Each process does the same on its own devices. Only process 0 reads and writes the run's folder.
+With a single process, the functions here do no communication.
 """
 
 import collections
@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import ml_collections
@@ -24,23 +24,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sagan_jax.errors import UserError
 
-LOST = 75  # status of a process that lost the others: EX_TEMPFAIL, to be tried again
-TIMEOUT = 60  # seconds of silence after which a process counts as lost
-_PATIENCE = 3  # seconds in which the others may tell the same error
-# How errors of JAX's runtime begin, some of which come as ValueError.
+LOST = 75  # exit status of a process that lost the others: EX_TEMPFAIL, so that it is retried
+TIMEOUT = 60  # seconds without a heartbeat after which a process is considered lost
+_PATIENCE = 3  # seconds in which the other processes may report the same error
+# The start of error messages of JAX's runtime, some of which are raised as ValueError.
+T = TypeVar('T')
+
 _STATUS = re.compile('[A-Z_]{5,}: ')
 
 
 @contextmanager
 def joined(config: ml_collections.ConfigDict) -> Iterator[None]:
-    """Makes this process one of those that `config.distributed` speaks of, until the block ends.
+    """Joins this process with the others of `config.distributed` until the block ends.
 
-    To be entered before JAX's first computation. Output of all but the first process is dropped,
-    errors are not. A process that fails ends without waiting for the others, and these end within
-    `TIMEOUT` seconds, with status `LOST` or by JAX's own hand.
+    Enter it before JAX's first computation. Standard output of all processes except process 0 is
+    dropped; errors are not. A process that fails exits without waiting for the others. These exit
+    within `TIMEOUT` seconds, with status `LOST` or because JAX ends them.
 
     Raises:
-      UserError: if the others cannot be found.
+      UserError: if the other processes cannot be found.
     """
     settings = config.distributed
     if not settings.coordinator:
@@ -57,15 +59,15 @@ def joined(config: ml_collections.ConfigDict) -> Iterator[None]:
         if not _STATUS.match(str(error)):
             _leave(traceback.format_exc(), 1)
         _leave(
-            f'error: Process {jax.process_index()} cannot go on, as when another one has ended '
-            f'({str(error).splitlines()[0]:.200}): start all of them again, and they go on from '
-            'the last checkpoint.',
+            f'error: Process {jax.process_index()} cannot continue, probably because another one '
+            f'has ended ({str(error).splitlines()[0]:.200}): start all processes again to resume '
+            'from the last checkpoint.',
             LOST,
         )
 
 
 def _initialise(settings: ml_collections.ConfigDict) -> None:
-    explicit = {}
+    explicit: dict[str, Any] = {}
     if settings.coordinator != 'auto':
         explicit = {
             'coordinator_address': settings.coordinator,
@@ -74,46 +76,50 @@ def _initialise(settings: ml_collections.ConfigDict) -> None:
         }
         if not 0 <= settings.process_id < settings.num_processes:
             raise UserError(
-                f'distributed.process_id={settings.process_id} is none of the '
-                f'{settings.num_processes} of distributed.num_processes: they count from 0.'
+                f'distributed.process_id={settings.process_id} is out of range: use 0 … '
+                f'{settings.num_processes - 1}, because distributed.num_processes is '
+                f'{settings.num_processes}.'
             )
     try:
         jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f'The processes cannot find each other with distributed.coordinator='
-            f'{settings.coordinator} ({str(error).splitlines()[0]:.200}): give the first '
-            "process's host:port, or leave it out for one process."
+            'The processes cannot connect to distributed.coordinator='
+            f'{settings.coordinator} ({str(error).splitlines()[0]:.200}): set it to the host:port '
+            'of process 0, or leave it out for a single process.'
         ) from error
 
 
-def _leave(message: str, status: int) -> None:
-    """Ends this process at once: it must not wait for others that wait for it."""
+def _leave(message: str, status: int) -> NoReturn:
+    """Exits immediately: this process must not wait for others that wait for it."""
     print(message, file=sys.stderr, flush=True)
     if is_first():
-        time.sleep(_PATIENCE)  # with the first process JAX ends the others, whatever they tell
+        time.sleep(_PATIENCE)  # JAX kills the others when process 0 exits, before they can report
     os._exit(status)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is process 0, the one that writes."""
     return jax.process_index() == 0
 
 
 def all_devices() -> list[jax.Device]:
-    """The devices of all processes, those of the first one first."""
+    """The devices of all processes, in the order of the processes."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
-def on_first(function: Callable[[], Any]) -> Any:
-    """What `function` returns in the first process, where alone it runs; something for JSON.
+def on_first(function: Callable[[], T]) -> T:
+    """Runs `function` in process 0 only and returns its result in all processes.
+
+    Args:
+      function: returns a value that can be written as JSON.
 
     Raises:
-      UserError: in all of them, if it does so in the first.
+      UserError: in all processes, if `function` raises it.
     """
     if jax.process_count() == 1:
         return function()
-    answer = {}
+    answer: dict[str, Any] = {}
     if is_first():
         try:
             answer = {'value': function()}
@@ -126,52 +132,53 @@ def on_first(function: Callable[[], Any]) -> Any:
 
 
 def from_first(tree: Any) -> Any:
-    """The first process's values of a tree of arrays on the host, bit for bit."""
+    """Returns process 0's values of a tree of arrays, on the host, bit for bit."""
     if jax.process_count() == 1:
         return tree
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
     found = multihost_utils.broadcast_one_to_all(
         [np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves]
     )
-    return structure.unflatten(
+    return jax.tree.unflatten(
+        structure,
         [
             np.frombuffer(new.tobytes(), leaf.dtype).reshape(leaf.shape)
             for new, leaf in zip(found, leaves, strict=True)
-        ]
+        ],
     )
 
 
 def gather(rows: np.ndarray) -> np.ndarray:
-    """The rows [n, …] of all processes, one after the other: [processes · n, …]."""
+    """Concatenates the rows [n, …] of all processes in order: [processes · n, …]."""
     return multihost_utils.process_allgather(rows, tiled=True)
 
 
 def check_agreement(record: Mapping[str, Any]) -> None:
-    """Refuses processes that are not of one run; `record` holds what must be equal, by name.
+    """Checks that all processes agree about `record`, names and values.
 
     Raises:
-      UserError: in all of them, naming what differs.
+      UserError: in all processes, naming what differs.
     """
     if jax.process_count() == 1:
         return
     first, *others = _gather_json(dict(record))
     for index, other in enumerate(others, start=1):
         different = [
-            f'{key} ({first.get(key, "missing")} in the first, {other.get(key, "missing")} there)'
+            f'{key} ({other.get(key, "missing")} instead of {first.get(key, "missing")})'
             for key in sorted(first.keys() | other.keys())
             if first.get(key) != other.get(key)
         ]
         if different:
             raise UserError(
-                f'Process {index} is not like the first in {", ".join(different[:5])}: give all '
-                'of them the same configuration, data and version of this program.'
+                f'Process {index} disagrees with process 0 about {", ".join(different[:5])}: start '
+                'all processes with the same configuration, data and version of this program.'
             )
 
 
 def vote(flag: bool) -> Callable[[], bool]:
-    """Starts to ask all processes, which must all do so; the result tells whether one said yes.
+    """Starts a vote of all processes and returns a function for its result: whether any voted yes.
 
-    Between the two the devices can be given other work.
+    All processes must vote. The devices can be given other work before the result is read.
     """
     if jax.process_count() == 1:
         return lambda: flag
@@ -183,14 +190,14 @@ def vote(flag: bool) -> Callable[[], bool]:
 
 
 def create_poll() -> Callable[[bool], bool]:
-    """Builds `poll(flag)`, for all processes to call at each step: whether one of them said yes.
+    """Builds `poll(flag)`, which all processes call at each step: whether any flag was true.
 
-    All hear it at the same step, which with several of them is two after it was said, so that no
-    device waits for the answer.
+    All processes learn of it at the same step. If there are several, this is two steps later, so
+    that no device waits for the answer.
     """
-    answers = collections.deque()
+    answers: collections.deque[Callable[[], bool]] = collections.deque()
 
-    def poll(flag):
+    def poll(flag: bool) -> bool:
         answers.append(vote(flag))
         lag = 0 if jax.process_count() == 1 else 2
         return len(answers) > lag and answers.popleft()()
@@ -206,7 +213,7 @@ def _any_of_all() -> tuple[NamedSharding, Callable]:
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-    """`jax.device_put` of what every process has, onto devices of all of them."""
+    """`jax.device_put` onto devices of all processes, of a tree that every process has."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -218,7 +225,7 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def _gather_json(value: Any) -> list[Any]:
-    """What each process says, in their order."""
+    """The values of all processes, in order."""
     text = json.dumps(value).encode()
     length = int(multihost_utils.process_allgather(np.array(len(text))).max())
     padded = np.frombuffer(text.ljust(length), np.uint8)

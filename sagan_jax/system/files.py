@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writes files atomically: a reader never sees half of one."""
 
 import os
 import uuid
@@ -9,15 +9,15 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block ends well.
+    """Yields a temporary path beside `path`, which replaces `path` when the block succeeds.
 
-    If the block raises, the temporary file is removed and whatever stood at `path` before stays.
-    The temporary name ends like `path`, so that writers which go by the suffix know the format.
+    If the block raises, the temporary file is removed and `path` is unchanged. Both have the same
+    suffix, because some writers choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The writer makes the file, with the permissions of any other: to ask for the umask that
-    # `tempfile` ignores is to change it for a moment, and so not for threads.
+    # The writer creates the file, so that it has the usual permissions. `tempfile` ignores the
+    # umask, and reading the umask means changing it for a moment, which is not safe with threads.
     temporary = path.with_name(f'.{uuid.uuid4().hex}.partial{path.suffix}')
     try:
         yield temporary
@@ -27,7 +27,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_partial(*folders: Path) -> None:
-    """Removes what `atomic_path` leaves in folders when its process is killed."""
+    """Removes the files that `atomic_path` leaves in folders when its process is killed."""
     for folder in folders:
         for path in folder.glob('.*.partial*'):
             path.unlink()

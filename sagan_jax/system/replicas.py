@@ -1,4 +1,4 @@
-"""A state with a copy on each device: put there, taken from there, compared between them."""
+"""A copy of the state on each device: creating, reading and comparing the copies."""
 
 import functools
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sagan_jax.system import distributed
 
-AXIS = 'batch'  # of the training step; arrays placed under another name make it compile twice
+AXIS = 'batch'  # of the training step; with arrays placed under another name it compiles twice
 
 
 def replicate(tree: Any, devices: list[jax.Device] | None = None) -> Any:
-    """Puts a copy of each array on every device, by default on all of this process."""
+    """Puts a copy of each array on every device, by default on all devices of this process."""
     mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def single_copy(tree: Any) -> Any:
-    """One replica of what a train step returned, on one device; valid until the next step."""
+    """Returns one replica of a train step's state, on one device. Valid until the next step."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
@@ -29,14 +29,14 @@ def single_copy(tree: Any) -> Any:
 def create_checksums() -> Callable[[Any], np.ndarray]:
     """Builds `checksums(tree) -> sums`, uint32 [devices, leaves]: equal rows for equal replicas.
 
-    Of all devices of all processes, which must all ask; leaves are in the order of
+    Covers the devices of all processes, which must all call it. Leaves are in the order of
     `jax.tree.leaves`.
     """
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
 
-    def checksum(leaf):
+    def checksum(leaf: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
-        # Each number is mixed with its place, one to one, so that a flipped bit always shows.
+        # Each element is hashed with its index, one to one, so that a flipped bit always shows.
         mixed = bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1)
         mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
         return (mixed ^ (mixed >> 13)).sum(dtype=jnp.uint32)
@@ -48,7 +48,7 @@ def create_checksums() -> Callable[[Any], np.ndarray]:
         jax.shard_map(
             own_checksums,
             mesh=mesh,
-            in_specs=PartitionSpec(),  # each device takes what it has to be everybody's
+            in_specs=PartitionSpec(),  # each device assumes that its copy is the replicated value
             out_specs=PartitionSpec(AXIS),
             check_vma=False,
         )

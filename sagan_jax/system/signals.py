@@ -1,40 +1,44 @@
-"""Being asked to end: by a cluster that takes the machine (SIGTERM) or by the user (Ctrl-C)."""
+"""Requests to stop, from a cluster (SIGTERM), the user (Ctrl-C) or a closed terminal (SIGHUP)."""
 
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class Interrupted(Exception):
-    """Something that takes long was left before its end, because the process was asked to end."""
+    """A long operation was cut short because the process was asked to stop."""
 
 
 @contextmanager
 def collected(received: list[int] | None = None) -> Iterator[list[int]]:
-    """Collects the signals SIGTERM, SIGINT and SIGHUP in a list, instead of their effect.
+    """Yields a list to which SIGTERM, SIGINT and SIGHUP are appended instead of ending the process.
 
-    The second one ends the process at once. Outside the main thread nothing is collected, since
-    only there Python may handle signals.
+    The second signal ends the process immediately. Outside the main thread, where Python cannot
+    handle signals, nothing is appended.
+
+    Args:
+      received: the list to use; a new one by default.
     """
-    received = [] if received is None else received
+    signals: list[int] = [] if received is None else received
 
-    def receive(number, _):
-        if received:
+    def receive(number: int, _: FrameType | None) -> None:
+        if signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        received.append(number)
+        signals.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield signals
         return
     numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # it is under nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, receive) for number in numbers}
     try:
-        yield received
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

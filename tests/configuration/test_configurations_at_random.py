@@ -1,4 +1,4 @@
-"""Combinations of settings that nobody thought of: each one trains and is saved, or is refused."""
+"""Random combinations of settings: each one trains and can be saved, or is refused."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def some(possible):
 
 @st.composite
 def valid(draw):
-    """Keys by dotted name that make a configuration that can be trained."""
+    """Settings by dotted name of a configuration that can be trained."""
     names = [
         (name, size)
         for name, sizes in architectures.ARCHITECTURES.items()
@@ -44,7 +44,7 @@ def valid(draw):
             ('generator', architectures.generator_resolutions(arch)),
             ('discriminator', architectures.discriminator_resolutions(arch, size)),
         ):
-            # Attention over 64×64 positions is right but slow.
+            # Attention over 64×64 positions works but is slow.
             possible = sorted({resolution for resolution in maps if resolution <= 32})
             found[f'model.{network}_attention'] = draw(some(possible))
     choices = {
@@ -113,7 +113,7 @@ def trains_and_survives_a_checkpoint(values, devices, folder):
 
 
 EXAMPLE = {'values': valid(), 'devices': st.sampled_from([1, 2])}
-# An example takes many seconds to compile, too many to look for a smaller one.
+# Compiling an example takes many seconds, too many to shrink a failing one.
 SLOW = settings(
     deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate], database=None
 )
@@ -121,14 +121,14 @@ SLOW = settings(
 
 @given(**EXAMPLE)
 @settings(SLOW, max_examples=2, derandomize=True)
-def test_what_is_accepted_trains_and_survives_a_checkpoint(values, devices, tmp_path_factory):
+def test_valid_configurations_train_and_survive_a_checkpoint(values, devices, tmp_path_factory):
     trains_and_survives_a_checkpoint(values, devices, tmp_path_factory.mktemp('checkpoints'))
 
 
 @pytest.mark.thorough
 @given(**EXAMPLE)
 @settings(SLOW, max_examples=300)
-def test_what_is_accepted_among_many(values, devices, tmp_path_factory):
+def test_many_valid_configurations_train(values, devices, tmp_path_factory):
     trains_and_survives_a_checkpoint(values, devices, tmp_path_factory.mktemp('checkpoints'))
 
 
@@ -147,21 +147,21 @@ FAULTS = {
 
 
 def outside(key):
-    """Values just and far out of a key's range, of the key's type."""
-    least, greatest, _ = checks.RANGES[key]
+    """Values slightly and far outside of a key's range, of the key's type."""
+    minimum, maximum, _ = checks.RANGES[key]
     default = defaults.get_config()
     default.lock()
     for name in key.split('.'):
         default = default[name]
     if isinstance(default, int):
-        values = [int(least) - 1, -1000]
-        return values if np.isinf(greatest) else [*values, int(greatest) + 1]
-    return [least - 1.0, float('nan'), -float('inf'), float('inf'), float(greatest) * 1.1 + 1]
+        values = [int(minimum) - 1, -1000]
+        return values if np.isinf(maximum) else [*values, int(maximum) + 1]
+    return [minimum - 1.0, float('nan'), -float('inf'), float('inf'), float(maximum) * 1.1 + 1]
 
 
 @st.composite
 def faulty(draw):
-    """`valid`, but for one key."""
+    """As `valid`, with one invalid key."""
     values = draw(valid())
     key = draw(st.sampled_from([*FAULTS, *checks.RANGES]))
     if key == 'model.attention_query_block':  # nothing to divide without attention
@@ -175,7 +175,7 @@ def faulty(draw):
 
 @given(faulty())
 @settings(SLOW, max_examples=300, derandomize=True)
-def test_everything_else_is_refused_in_one_sentence(case):
+def test_invalid_configurations_are_refused_in_one_sentence(case):
     key, values = case
     with pytest.raises(UserError) as caught:
         create_train_step(configuration(values), jax.devices()[:1])
@@ -193,7 +193,7 @@ def test_a_batch_that_is_not_divisible_is_refused(devices):
 
 
 def test_every_number_has_a_range():
-    """A number that a configuration gains is thought of here too."""
+    """Fails if a number is added to the configuration without a range."""
     config = defaults.get_config()
     sections = {'': config} | {
         f'{name}.': section for name, section in config.items() if hasattr(section, 'items')

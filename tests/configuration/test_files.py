@@ -22,7 +22,7 @@ def get_config():
 
 
 @pytest.mark.parametrize('text', ['quickstart', 'imagenet128:feat32', 'configs/cifar10.py:feat8'])
-def test_names_are_those_of_our_files(text, tmp_path, monkeypatch):
+def test_names_are_those_of_the_packages_files(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, _, variant = text.partition(':')
     path, _, found = files.locate(text).partition(':')
@@ -38,13 +38,13 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
         assert files.locate(f'{name}:feat8') == f'{name}:feat8'
 
 
-def test_what_does_not_exist_is_refused():
+def test_unknown_names_are_refused():
     with pytest.raises(UserError, match=r'no configuration nowhere.py: .* celeba, .* quickstart'):
         files.locate('nowhere.py')
 
 
 def started(arguments, folder):
-    """The command line in `folder`, from which the checkout is found by PYTHONPATH alone."""
+    """Runs the command line in `folder`, where only PYTHONPATH leads to the checkout."""
     command = [sys.executable, '-m', 'sagan_jax.main', *arguments]
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
     return subprocess.run(
@@ -55,7 +55,7 @@ def started(arguments, folder):
 @pytest.mark.parametrize(
     ('config', 'sentence'),
     [
-        # Past the configuration, a mistake of another kind.
+        # The configuration is found, and then its batch size is refused.
         ('quickstart', 'batch_size=-1 should be 1 or more'),
         ('configs/quickstart.py', 'batch_size=-1 should be 1 or more'),
         ('mine/my_config.py', 'batch_size=-1 should be 1 or more'),
@@ -65,7 +65,7 @@ def started(arguments, folder):
         ('mine/none.py', 'no configuration mine/none.py'),
     ],
 )
-def test_beside_a_configs_package_of_the_users_own(config, sentence, tmp_path):
+def test_with_a_configs_package_of_the_user(config, sentence, tmp_path):
     for path, text in {
         'configs/__init__.py': '',
         'mine/my_config.py': MINE,

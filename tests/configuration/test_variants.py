@@ -1,4 +1,4 @@
-"""Every configuration and every variant: what they change, that they can be built and trained."""
+"""All configurations and variants: their keys, their networks, and two steps of training."""
 
 import importlib
 import inspect
@@ -24,7 +24,7 @@ CONFIGURATIONS = [
     'celeba',
     'imagenet128',
 ]
-CLASSLESS = ['acgan', 'sngan_projection']  # what celeba has not
+NEED_CLASSES = ['acgan', 'sngan_projection']  # which celeba does not have
 
 
 def module_of(name):
@@ -44,13 +44,13 @@ def variants_of(name):
     module = module_of(name)
     if not inspect.signature(module.get_config).parameters:
         return []
-    missing = CLASSLESS if name == 'celeba' else []
+    missing = NEED_CLASSES if name == 'celeba' else []
     size = module.get_config().dataset.image_size
     return [variant for variant in variants.names(size) if variant not in missing]
 
 
 ALL = [(name, variant) for name in CONFIGURATIONS for variant in variants_of(name)]
-# Programs of their own; the others differ in numbers, in size or in what other tests train.
+# Different programs. The others differ in numbers or sizes, or are trained in other tests.
 TRAINED = [
     ('shapes', 'residual16'),
     ('shapes', 'acgan'),
@@ -125,7 +125,7 @@ def test_a_variant_differs_from_its_neighbour_in_what_its_name_says(variant, nei
 
 
 @pytest.mark.parametrize(('name', 'variant'), ALL)
-def test_attention_stands_where_a_variant_says(name, variant):
+def test_attention_is_at_the_resolution_in_the_variants_name(name, variant):
     config = load(name, variant)
     digits = variant.removeprefix('feat').removeprefix('residual')
     if digits.isdigit():
@@ -135,7 +135,7 @@ def test_attention_stands_where_a_variant_says(name, variant):
         assert config.model.generator_attention == config.model.discriminator_attention == ()
 
 
-def test_one_rate_is_the_mean_of_two():
+def test_a_single_rate_is_the_geometric_mean():
     config = load('imagenet128', 'sn_gd')
     assert config.optimizer.generator_lr == config.optimizer.discriminator_lr == 2e-4
     two = load('shapes', 'sn_gd_ttur').optimizer
@@ -194,7 +194,7 @@ def test_two_steps(name, variant):
     has_gammas = config.model.attention_block == 'self_attention'
     assert len(gammas) == (2 * len(attended) if has_gammas else 0)
     assert ('fake_accuracy' in metrics) == (variant == 'acgan')
-    # The discriminator's moments are followed where it has any.
+    # Running averages of the discriminator, if it has batch norm.
     moved = jax.tree.leaves(state.discriminator['batch_stats'])
     assert bool(moved) == (variant == 'dcgan')
     assert all(np.abs(leaf).max() > 0 for leaf in moved)

@@ -269,7 +269,7 @@ def test_a_checkpoint_without_a_generator(run, tmp_path):
     checkpoints.save(manager, 7, {'weights': np.zeros(3)})
     manager.close()
     (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
-    with pytest.raises(UserError, match='/7 does not hold the generator'):
+    with pytest.raises(UserError, match='/7 does not match the generator'):
         evaluate.evaluate(config, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on broken disks: what is damaged is passed over, what cannot be written is told."""
+"""Checkpoints on broken disks: damaged ones are skipped, failed writes are reported."""
 
 import contextlib
 import resource
@@ -40,9 +40,9 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize('damage', [truncate, flip_a_bit, lambda path: path.unlink()])
-def test_damage_to_any_file_is_passed_over_or_harmless(damage, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_skipped_or_intact(damage, tmp_path, capsys):
     save(tmp_path / 'whole', 1, 2)
-    passed_over = 0
+    skipped = 0
     for path in sorted((tmp_path / 'whole' / '2').rglob('*')):
         if path.is_dir():
             continue
@@ -54,18 +54,18 @@ def test_damage_to_any_file_is_passed_over_or_harmless(damage, tmp_path, capsys)
         state = checkpoints.restore_newest(manager, STATE)
         step = int(state['step'])
         np.testing.assert_array_equal(state['kernel'], STATE['kernel'])
-        told = capsys.readouterr().out
-        assert ('damaged' in told or 'cannot be read' in told) == (step == 1)
-        passed_over += step == 1
-        if step == 1:  # the damaged one is out of the way of the run that comes by again
+        printed = capsys.readouterr().out
+        assert ('damaged' in printed or 'cannot be read' in printed) == (step == 1)
+        skipped += step == 1
+        if step == 1:  # the damaged one does not prevent saving this step again
             assert checkpoints.save(manager, 2, at(2))
             checkpoints.finish(manager, 2, at(2))
             assert int(checkpoints.restore_newest(manager, STATE)['step']) == 2
         manager.close()
-    assert passed_over >= 3
+    assert skipped >= 3
 
 
-def test_all_damaged(tmp_path):
+def test_all_checkpoints_damaged(tmp_path):
     save(tmp_path / 'checkpoints', 1, 2)
     for path in tmp_path.rglob('_METADATA'):
         truncate(path)
@@ -75,18 +75,18 @@ def test_all_damaged(tmp_path):
     assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'1', '2'}
 
 
-def test_another_network_is_no_damage(tmp_path):
+def test_a_checkpoint_of_another_network_is_not_damaged(tmp_path):
     save(tmp_path, 1)
     manager = checkpoints.open_manager(tmp_path, keep=2)
     for other in (STATE | {'kernel': np.zeros((3, 400))}, {'step': STATE['step']}):
-        with pytest.raises(UserError, match='does not hold the generator') as caught:
+        with pytest.raises(UserError, match='does not match the generator') as caught:
             checkpoints.restore_newest(manager, other)
         assert not isinstance(caught.value, checkpoints.DamagedError)
 
 
 @contextlib.contextmanager
 def full_disk():
-    """No file grows beyond 100 bytes."""
+    """Limits files to 100 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
@@ -95,13 +95,13 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_keeps_earlier_checkpoints(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checkpoints, '_PAUSES', (0, 0))
     save(tmp_path, 1, 2)
     manager = checkpoints.open_manager(tmp_path, keep=2)
-    with full_disk(), pytest.raises(UserError, match='last checkpoint could not be written'):
+    with full_disk(), pytest.raises(UserError, match='last checkpoint cannot be written'):
         checkpoints.finish(manager, 3, at(3))
-    assert 'a checkpoint cannot be written, to be tried again' in capsys.readouterr().out
+    assert 'a checkpoint cannot be written and is tried again' in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {'1', '2'}
     assert checkpoints.save(manager, 4, at(4))
     checkpoints.finish(manager, 4, at(4))
@@ -109,7 +109,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path, capsys, monkeypatch):
     assert int(checkpoints.restore_newest(manager, STATE)['step']) == 4
 
 
-def test_a_vanished_folder_is_told_and_made_again(tmp_path, capsys):
+def test_a_missing_folder_is_created_again(tmp_path, capsys):
     save(tmp_path / 'run' / 'checkpoints', 1)
     manager = checkpoints.open_manager(tmp_path / 'run' / 'checkpoints', keep=2)
     (tmp_path / 'run').rename(tmp_path / 'elsewhere')
@@ -118,11 +118,11 @@ def test_a_vanished_folder_is_told_and_made_again(tmp_path, capsys):
     assert int(checkpoints.restore_newest(manager, STATE)['step']) == 2
 
 
-def test_what_a_killed_save_has_left_is_removed_by_the_next_run_alone(tmp_path):
+def test_remains_of_a_killed_save_are_removed_only_when_opened_for_saving(tmp_path):
     save(tmp_path, 1)
     remains = tmp_path / '2.orbax-checkpoint-tmp'
     (remains / 'state').mkdir(parents=True)
-    checkpoints.open_manager(tmp_path).close()  # by one who only reads
+    checkpoints.open_manager(tmp_path).close()  # for reading
     assert remains.exists()
     checkpoints.open_manager(tmp_path, keep=2).close()
     assert {path.name for path in tmp_path.iterdir()} == {'1'}

@@ -1,4 +1,4 @@
-"""Signs of a collapse: measured on made-up pictures, told at their thresholds and not below."""
+"""Signs of a collapse: their values, and warnings above the thresholds only."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,15 @@ import pytest
 from sagan_jax.run import collapse
 from tests import tiny
 
-WELL = {'real_logit': 1.0, 'fake_logit': -1.0, 'generator_sigma': 3.0, 'discriminator_sigma': 4.0}
+HEALTHY = {
+    'real_logit': 1.0,
+    'fake_logit': -1.0,
+    'generator_sigma': 3.0,
+    'discriminator_sigma': 4.0,
+}
 
 
-def test_diversity_is_that_within_a_class():
+def test_diversity_within_a_class():
     rng = np.random.default_rng(0)
     one_each = rng.integers(0, 256, (3, 1, 8, 8, 3), np.uint8)
     collapsed = np.broadcast_to(one_each, (3, 10, 8, 8, 3)).reshape(30, 8, 8, 3)
@@ -25,16 +30,16 @@ def test_diversity_is_that_within_a_class():
         ({'real_logit': -60.0}, 'max_logit_gap', '59 apart'),
         ({'discriminator_sigma': 1001.0}, 'max_sigma', '1e+03'),
         ({'generator_sigma': 1001.0}, 'max_sigma', '1e+03'),
-        ({'sample_diversity': 0.9}, 'min_diversity', '0.9 levels'),
+        ({'sample_diversity': 0.9}, 'min_diversity', '0.9 of 255'),
     ],
 )
-def test_a_threshold_that_is_passed_is_told(values, name, words):
-    found = collapse.warnings(tiny.config(), WELL | values)
+def test_an_exceeded_threshold_is_reported(values, name, words):
+    found = collapse.warnings(tiny.config(), HEALTHY | values)
     assert list(found) == [name]
     assert words in found[name]
     assert f'watch.{name}=' in found[name]
 
 
 @pytest.mark.parametrize('values', [{}, {'fake_logit': -48.0}, {'sample_diversity': 1.1}])
-def test_nothing_is_told_of_a_run_that_does_well(values):
-    assert collapse.warnings(tiny.config(), WELL | values) == {}
+def test_a_healthy_run_has_no_warnings(values):
+    assert collapse.warnings(tiny.config(), HEALTHY | values) == {}

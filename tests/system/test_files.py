@@ -1,4 +1,4 @@
-"""A reader never meets half a file."""
+"""A reader never sees half a file."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 from sagan_jax.system.files import atomic_path, remove_partial
 
 
-def test_takes_its_place_only_when_the_block_ends_well(tmp_path):
+def test_the_path_is_replaced_only_if_the_block_succeeds(tmp_path):
     path = tmp_path / 'folder' / 'a.txt'
     with atomic_path(path) as temporary:
         temporary.write_text('first')
@@ -26,7 +26,7 @@ def test_takes_its_place_only_when_the_block_ends_well(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_permissions_are_those_of_any_other_file(tmp_path):
+def test_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         with atomic_path(tmp_path / 'a.txt') as temporary:
@@ -36,7 +36,7 @@ def test_permissions_are_those_of_any_other_file(tmp_path):
     assert (tmp_path / 'a.txt').stat().st_mode & 0o777 == 0o640
 
 
-def test_what_a_killed_process_leaves_is_removed(tmp_path):
+def test_files_of_a_killed_process_are_removed(tmp_path):
     path = tmp_path / 'folder' / 'a.txt'
     with atomic_path(path) as temporary:
         temporary.write_text('text')

@@ -1,4 +1,4 @@
-"""Replicas that differ in one bit are found, and where."""
+"""A difference of one bit between replicas is found and located."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ TREE = {
 
 
 def perturbed(tree, name, device, index):
-    """The tree on all devices, with the lowest bit of one number changed on one of them."""
+    """The tree on all devices, with the lowest bit of one element flipped on one of them."""
     placed = replicate(tree)
     copies = []
     for shard in placed[name].addressable_shards:
@@ -33,9 +33,9 @@ def test_equal_replicas_have_equal_checksums():
     sums = create_checksums()(replicate(TREE))
     assert sums.shape == (8, 3)
     assert (sums == sums[0]).all()
-    chex_like = single_copy(replicate(TREE))
+    copy = single_copy(replicate(TREE))
     for name, leaf in TREE.items():
-        np.testing.assert_array_equal(np.asarray(chex_like[name]), leaf)
+        np.testing.assert_array_equal(np.asarray(copy[name]), leaf)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,6 @@ def test_one_bit_on_one_device_is_found_and_named(name, device, index):
     assert differing.tolist() == [[device, sorted(TREE).index(name)]]
 
 
-def test_what_changes_places_changes_the_checksum():
+def test_checksums_depend_on_the_order_of_elements():
     swapped = TREE | {'kernel': TREE['kernel'][::-1].copy()}
     assert (create_checksums()(replicate(swapped)) != create_checksums()(replicate(TREE))).any()
