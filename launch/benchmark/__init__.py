@@ -1,1 +1,1 @@
-"""How fast a configuration trains: python -m launch.benchmark, see __main__.py."""
+"""Measures how fast a configuration trains: python -m launch.benchmark, see __main__.py."""

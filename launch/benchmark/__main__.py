@@ -3,18 +3,18 @@
   python -m launch.benchmark --config configs/imagenet128.py:feat32 \\
       --batch_size 64,256 --dtype float32,bfloat16 --devices 1,8 --json table.json
 
-Lists of batch sizes, dtypes, image sizes and attention resolutions are measured in every
-combination, on made-up input. Any key of the configuration can be changed besides, as in
---config.model.generator_width=32. What is measured is chosen with --measure:
+All combinations of the batch sizes, dtypes, image sizes and attention resolutions are measured, on
+random input. Any other key of the configuration can be set too, as in
+--config.model.generator_width=32. --measure chooses among these sections:
 
   step           the training step: images/s, share of the peak, memory, compilation
   sampling       images from a frozen generator
-  evaluation     drawing images and taking the features that scores are made of
-  input          reading batches of the configuration's data set, with nothing else
-  attention      one attention layer on its own, time and memory at each --attention resolution
+  evaluation     generating images and computing the features that scores need
+  input          reading batches of the configuration's data set
+  attention      a single attention layer, time and memory at each --attention resolution
   communication  bytes between devices, and the efficiency predicted for 8, 64 and 512
 
---cost_only counts operations and compiles nothing. --peer lets the same step in PyTorch take turns
+--cost_only counts operations without compiling. --peer measures the same step in PyTorch, in turns
 with ours (needs launch/benchmark/pytorch_requirements.txt).
 """
 
@@ -24,6 +24,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -34,48 +35,48 @@ from sagan_jax.system import command_line
 from sagan_jax.system.files import atomic_path
 
 CONFIG = command_line.define_config()
-BATCH_SIZE = flags.DEFINE_list(
-    'batch_size', None, 'Global batch sizes; default: that of the configuration.'
-)
+BATCH_SIZE = flags.DEFINE_list('batch_size', None, 'Global batch sizes; default: configuration.')
 DTYPE = flags.DEFINE_list('dtype', None, 'float32, bfloat16 or both; default: configuration.')
 IMAGE_SIZE = flags.DEFINE_list('image_size', None, 'Image sizes; default: configuration.')
 ATTENTION = flags.DEFINE_list(
     'attention',
     None,
-    'Resolutions, one at a time, or none; default: configuration.',
+    'Attention resolutions, measured one at a time, or none; default: configuration.',
 )
 QUERY_BLOCK = flags.DEFINE_list(
     'query_block', None, 'Values of model.attention_query_block; default: configuration.'
 )
 DEVICES = flags.DEFINE_list(
-    'devices', None, 'Numbers of devices, virtual ones on a CPU; default: all there are.'
+    'devices', None, 'Numbers of devices, which are virtual on a CPU; default: all devices.'
 )
 MEASURE = flags.DEFINE_list('measure', 'step', 'Sections, see above.')
-COST_ONLY = flags.DEFINE_bool('cost_only', False, 'Count operations and parameters, run nothing.')
-PEER = flags.DEFINE_bool('peer', False, 'Take turns with PyTorch, where there is one device.')
+COST_ONLY = flags.DEFINE_bool(
+    'cost_only', False, 'Count operations and parameters without running.'
+)
+PEER = flags.DEFINE_bool('peer', False, 'On one device, measure PyTorch too, in turns.')
 PROFILE = flags.DEFINE_string(
     'profile', None, 'Folder for a trace of a few steps; prints the most expensive operations.'
 )
-WINDOWS = flags.DEFINE_integer('windows', 5, 'How often each timing is repeated.', lower_bound=1)
+WINDOWS = flags.DEFINE_integer('windows', 5, 'Repetitions of each timing.', lower_bound=1)
 WINDOW_SECONDS = flags.DEFINE_float(
-    'window_seconds', 2.0, 'About how long each repetition takes.', lower_bound=0.0
+    'window_seconds', 2.0, 'Approximate length of each repetition.', lower_bound=0.0
 )
-JSON = flags.DEFINE_string('json', None, 'File for everything that was measured.')
+JSON = flags.DEFINE_string('json', None, 'File for all measurements.')
 
 
 def main(argv: list[str]) -> None:
     if CONFIG.value is None:
-        raise UserError('No configuration was given: try --config configs/imagenet128.py.')
+        raise UserError('There is no configuration: set --config configs/imagenet128.py.')
     if PEER.value and not importlib.util.find_spec('torch'):
         raise UserError(
-            'The peer needs PyTorch: first pip install -r '
+            '--peer needs PyTorch, which is not installed: first pip install -r '
             'launch/benchmark/pytorch_requirements.txt.'
         )
-    if PEER.value:  # JAX would take most of a GPU's memory for itself
+    if PEER.value:  # JAX would allocate most of a GPU's memory
         os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
     devices = _integers(DEVICES)
     _make_virtual_devices(max(devices, default=1))
-    # Imported late, so that --help and mistakes on the command line are answered at once.
+    # Imported here, so that --help and mistakes on the command line are answered immediately.
     import jax
 
     from launch.benchmark import hardware, sections
@@ -83,7 +84,8 @@ def main(argv: list[str]) -> None:
     devices = devices or [jax.local_device_count()]
     if max(devices) > jax.local_device_count():
         raise UserError(
-            f'There are {jax.local_device_count()} devices: ask for no more with --devices.'
+            f'--devices asks for {max(devices)} devices but there are {jax.local_device_count()}: '
+            'use at most as many.'
         )
     options = sections.Options(
         devices=tuple(devices),
@@ -92,20 +94,22 @@ def main(argv: list[str]) -> None:
         peer=PEER.value,
         profile=PROFILE.value,
     )
-    machine, results = hardware.describe(), {}
+    machine = hardware.describe()
+    results: sections.Results = {}
     print(
         f'{machine["device_count"]} × {machine["device_kind"]}, jax {machine["jax"]}; '
         f'{machine["cpu"]}, {machine["cores"]} cores'
     )
     chosen, configs = _chosen(sections.SECTIONS), list(_grid(CONFIG.value))
 
-    def write():
+    def write() -> None:
         described = {'command': sys.argv, 'machine': machine, 'config': CONFIG.value.to_dict()}
         _write(described | results)
 
-    write()  # a file that cannot be written is told at once
+    write()  # fails immediately if the file cannot be written
     for name in chosen:
-        rows = results[name] = []
+        rows: list[sections.Row] = []
+        results[name] = rows
         for number, config in enumerate(configs, start=1):
             print(f'{name}: {number} of {len(configs)} …', file=sys.stderr)
             for row in sections.SECTIONS[name](config, options, results):
@@ -114,18 +118,18 @@ def main(argv: list[str]) -> None:
         _show(name, rows)
 
 
-def _integers(flag: flags.FlagHolder, least: int = 1) -> list[int]:
-    return [_integer(flag.name, text, least) for text in flag.value or []]
+def _integers(flag: flags.FlagHolder, minimum: int = 1) -> list[int]:
+    return [_integer(flag.name, text, minimum) for text in flag.value or []]
 
 
-def _integer(name: str, text: str, least: int = 1) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f'--{name} takes whole numbers from {least} on, not {text!r}.')
+def _integer(name: str, text: str, minimum: int = 1) -> int:
+    if not text.isdecimal() or int(text) < minimum:
+        raise UserError(f'--{name}={text!r} is not an integer: use integers of at least {minimum}.')
     return int(text)
 
 
 def _chosen(known: Iterable[str]) -> list[str]:
-    """The sections to go through."""
+    """The sections to measure."""
     for name in MEASURE.value:
         if name not in known:
             raise UserError(
@@ -135,21 +139,21 @@ def _chosen(known: Iterable[str]) -> list[str]:
         return MEASURE.value
     runs = [name for name in MEASURE.value if name not in ('step', 'cost', 'communication')]
     if runs:
-        raise UserError(f'--cost_only runs nothing: leave out --measure {runs[0]}.')
+        raise UserError(f'--cost_only cannot measure {runs[0]}: leave it out of --measure.')
     return ['cost' if name == 'step' else name for name in MEASURE.value]
 
 
 def _grid(config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict]:
-    """The configuration in every combination of the lists on the command line."""
+    """The configuration in all combinations of the lists on the command line."""
     attention = [
         () if text == 'none' else (_integer('attention', text),) for text in ATTENTION.value or []
     ]
-    axes = {
+    axes: dict[tuple[str, ...], list[Any]] = {
         ('dataset.image_size',): _integers(IMAGE_SIZE),
         ('model.generator_attention', 'model.discriminator_attention'): attention,
-        ('model.attention_query_block',): _integers(QUERY_BLOCK, least=0),
+        ('model.attention_query_block',): _integers(QUERY_BLOCK, minimum=0),
         ('batch_size',): _integers(BATCH_SIZE),
-        ('dtype',): DTYPE.value,
+        ('dtype',): DTYPE.value or [],
     }
     axes = {keys: values for keys, values in axes.items() if values}
     for values in itertools.product(*axes.values()):
@@ -160,25 +164,25 @@ def _grid(config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDi
 
 
 def _make_virtual_devices(count: int) -> None:
-    """Splits the CPU into so many devices, which has to happen before JAX first uses it."""
+    """Splits the CPU into `count` devices. Call it before JAX first uses the CPU."""
     import jax
 
-    if count > jax.config.jax_num_cpu_devices:
+    if count > jax.config.values['jax_num_cpu_devices']:
         jax.config.update('jax_num_cpu_devices', count)
 
 
-def _write(content: dict) -> None:
+def _write(content: dict[str, Any]) -> None:
     if JSON.value is None:
         return
     try:
         with atomic_path(JSON.value) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + '\n')
     except OSError as error:
-        raise UserError(f'Cannot write {JSON.value} ({error}): name another --json.') from error
+        raise UserError(f'Cannot write {JSON.value} ({error}): choose another --json.') from error
 
 
-def _show(section: str, rows: list[dict]) -> None:
-    """Prints a section's table, and beside it what does not fit into its columns."""
+def _show(section: str, rows: list[dict[str, Any]]) -> None:
+    """Prints a section's table, and below it what does not fit into its columns."""
     print(f'\n{section}\n{tables.render(section, rows)}')
     for source in sorted({row['peak_source'] for row in rows if 'peak_source' in row}):
         print(f'peak: {source}')

@@ -1,17 +1,17 @@
-"""What a measurement ran on, and how fast that could be at best."""
+"""The machine of a measurement and the peak performance of its devices."""
 
 import os
 import platform
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 
-# Dense peaks by the vendors' data sheets, TFLOP/s of one device: bfloat16, and float32 as XLA
-# multiplies it by default (TF32 on NVIDIA, bfloat16 passes on TPU). The first name that
-# `device_kind` starts with counts.
+# Dense peaks of one device in TFLOP/s, from the vendors' data sheets: for bfloat16, and for float32
+# as XLA multiplies it by default (TF32 on NVIDIA, bfloat16 on TPU). The first name is used that
+# `device_kind` starts with.
 PEAKS = {
     'NVIDIA B200': (2250.0, 1125.0),
     'NVIDIA H200': (989.4, 494.7),
@@ -30,11 +30,11 @@ PEAKS = {
 
 
 class Peak(NamedTuple):
-    """The most that one device can do, for a CPU all its cores together.
+    """The peak performance of one device; on a CPU, of all cores together.
 
     Attributes:
-      tflop_per_second: float.
-      source: how it is known, in words.
+      tflop_per_second: the peak in TFLOP/s.
+      source: where the value comes from.
     """
 
     tflop_per_second: float
@@ -42,19 +42,19 @@ class Peak(NamedTuple):
 
 
 def peak(device: jax.Device, dtype: str) -> Peak:
-    """The peak of a device for a dtype: from the table, or measured by a large product."""
+    """The peak of a device for a dtype: from the table, or measured with a large product."""
     listed = listed_peak(device.device_kind, dtype)
     if listed is not None:
         kind = {'bfloat16': 'bfloat16', 'float32': 'TF32'}[dtype]
         kind = kind if device.platform == 'gpu' else 'bfloat16'
-        return Peak(listed, f'{kind} peak of {device.device_kind} by its data sheet, dense')
+        return Peak(listed, f'{kind} peak of {device.device_kind} from its data sheet, dense')
     size = 2048 if device.platform == 'cpu' else 8192
     measured = _measured_product(device, dtype, size)
-    return Peak(measured, f'measured, a {dtype} product of two {size}×{size} matrices')
+    return Peak(measured, f'measured with a {dtype} product of two {size}×{size} matrices')
 
 
 def listed_peak(device_kind: str, dtype: str) -> float | None:
-    """TFLOP/s of a device of the table; None for others."""
+    """The peak in TFLOP/s from the table; None if the device is not in it."""
     for name, (bfloat16, float32) in PEAKS.items():
         if device_kind.startswith(name):
             return bfloat16 if dtype == 'bfloat16' else float32
@@ -66,15 +66,28 @@ def _measured_product(device: jax.Device, dtype: str, size: int) -> float:
         matrix = jnp.ones((size, size), dtype)
         multiply = jax.jit(jnp.matmul)
         seconds = []
-        for _ in range(6):  # the first compiles
+        for _ in range(6):  # the first call compiles
             start = time.perf_counter()
             jax.block_until_ready(multiply(matrix, matrix))
             seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds[1:]) / 1e12
 
 
-def describe() -> dict:
-    """What this process runs on, by name."""
+class Machine(TypedDict):
+    """The hardware and software that this process runs on."""
+
+    platform: str
+    device_kind: str
+    device_count: int
+    cpu: str
+    cores: int
+    jax: str
+    python: str
+    xla_flags: str
+
+
+def describe() -> Machine:
+    """Describes the hardware and software that this process runs on."""
     device = jax.local_devices()[0]
     return {
         'platform': device.platform,
@@ -89,14 +102,14 @@ def describe() -> dict:
 
 
 def cores() -> int:
-    """How many CPU cores this process may use."""
+    """The number of CPU cores that this process may use."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def busy_cpu_seconds() -> float | None:
-    """The seconds that all cores together have worked since the system began; None if unknown."""
+    """The busy seconds of all cores together since the system started; None if unknown."""
     stat = Path('/proc/stat')
     if not stat.exists():
         return None
@@ -114,7 +127,7 @@ def _cpu_model() -> str:
 
 
 def reset_host_peak() -> None:
-    """Lets `host_peak_bytes` start anew, where the system can (Linux)."""
+    """Resets `host_peak_bytes`, if the system can (Linux)."""
     try:
         Path('/proc/self/clear_refs').write_text('5')
     except OSError:
@@ -122,7 +135,7 @@ def reset_host_peak() -> None:
 
 
 def host_peak_bytes() -> int | None:
-    """The most memory that this process has held since the last reset; None where unknown."""
+    """The peak memory of this process since the last reset; None if unknown."""
     status = Path('/proc/self/status')
     lines = status.read_text().splitlines() if status.exists() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith('VmHWM')]

@@ -1,11 +1,12 @@
-"""Costs and timings of a training step and of what surrounds it, on made-up input."""
+"""Costs and timings of a training step and related operations, on random input."""
 
 import collections
 import gc
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -14,21 +15,24 @@ import numpy as np
 from launch.benchmark import hardware
 from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
+from sagan_jax.game import Metrics
 from sagan_jax.metrics import features, in_domain, inception
 from sagan_jax.models.architectures import architecture, generator_resolutions
 from sagan_jax.models.attention import SelfAttention
-from sagan_jax.state import create_state
+from sagan_jax.state import TrainState, create_state
 from sagan_jax.system.replicas import replicate
 from sagan_jax.train_step import create_gathering_train_step, create_train_step
 
+T = TypeVar('T')
+
 
 class Timed(NamedTuple):
-    """Something that runs again and again.
+    """A function to be timed.
 
     Attributes:
-      run: `run(calls)` makes so many calls and waits for the last.
-      first_call_seconds: how long the first call took, compilation included.
-      total_seconds: the same from the very beginning, with the making of parameters.
+      run: `run(calls)` makes that many calls and waits for the last one.
+      first_call_seconds: the time of the first call, with compilation.
+      total_seconds: the same including the creation of the parameters.
     """
 
     run: Callable[[int], None]
@@ -36,24 +40,23 @@ class Timed(NamedTuple):
     total_seconds: float
 
 
-# ---- Costs, without running anything. ----------------------------------------------------------
+# ---- Costs, without running. -------------------------------------------------------------------
 
 
 def gflop_per_image(config: ml_collections.ConfigDict) -> float:
-    """GFLOP of a training step for each real image, by XLA's cost analysis of the whole batch.
+    """GFLOP of a training step per real image, from XLA's cost analysis of the whole batch.
 
     Counts the additions and multiplications of the forward and backward passes of both networks,
-    of normalisation and of the optimiser, as an accelerator is given them, before XLA optimises.
-    Nothing is computed twice in it: of recomputation and accumulation the plain form is counted,
-    which is the same function.
+    of normalisation and of the optimiser, in the program for an accelerator before XLA optimises
+    it. Recomputation and accumulation are not counted: they compute the same function.
     """
     config = config.copy_and_resolve_references()
     config.steps_per_call = config.gradient_accumulation = 1
     config.model.attention_query_block = 0
     try:
-        cpu = jax.devices('cpu')[:1]  # there a step has no loops, whose body XLA counts once only
+        cpu = jax.devices('cpu')[:1]  # without loops, whose body XLA counts only once
     except RuntimeError as error:
-        raise UserError('Costs are counted on the CPU: add cpu to JAX_PLATFORMS.') from error
+        raise UserError('There is no CPU to count costs on: add cpu to JAX_PLATFORMS.') from error
     images, labels = batch_shapes(config)
     state = jax.eval_shape(lambda: create_state(config))
     traced = jax.jit(create_train_step(config, cpu)).trace(state, images, labels)
@@ -62,19 +65,22 @@ def gflop_per_image(config: ml_collections.ConfigDict) -> float:
 
 
 def parameter_counts(config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """How many parameters G and D have."""
-    return tuple(
+    """The numbers of parameters of the generator and of the discriminator."""
+    generator, discriminator = (
         models.count_parameters(jax.eval_shape(network.init, jax.random.key(0)))
         for network in models.create(config)
     )
+    return generator, discriminator
 
 
 def images_per_step(config: ml_collections.ConfigDict) -> int:
-    """The real images that a step takes, which is what a training run counts in images/s too."""
+    """The real images per step, which the images/s of a training run count too."""
     return config.batch_size * config.discriminator_steps
 
 
-def batch_shapes(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+def batch_shapes(
+    config: ml_collections.ConfigDict,
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the images and labels of one call of the train step."""
     count, size = config.steps_per_call * images_per_step(config), config.dataset.image_size
     return (
@@ -89,11 +95,14 @@ def batch_shapes(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
 def time_in_turns(
     runs: Sequence[Callable[[int], None]], windows: int, window_seconds: float
 ) -> np.ndarray:
-    """Seconds for each call, float64 [len(runs), windows], taken in turns A B A B ….
+    """Times several functions in turns, A B A B ….
 
-    A window is as many calls as fill `window_seconds`, by first ones that are not counted. After
-    another run's window comes one more such call: caches, and memory that the system took back
-    meanwhile, are as in training, where nothing comes in between.
+    A window has about as many calls as fill `window_seconds`, according to a first round that is
+    not counted. After a window of another function, one more call is not counted. So caches, and
+    memory that the system reclaimed, are as in training, where nothing else runs in between.
+
+    Returns:
+      Seconds per call, float64 [len(runs), windows].
     """
     counts = [_calls_that_fill(window_seconds, run) for run in runs]
     seconds = np.empty((windows, len(runs)))
@@ -106,20 +115,21 @@ def time_in_turns(
 
 
 def _calls_that_fill(window_seconds: float, run: Callable[[int], None]) -> int:
-    """Tried with more and more calls: the first ones may only take what was read ahead."""
+    """The calls that fill a window. Tries more and more, as the first ones may be read ahead."""
     calls = 1
     while (seconds := _seconds(run, calls)) < window_seconds / 4:
         calls *= 2
     return max(1, round(calls * window_seconds / seconds))
 
 
-def cores_of_others(measured: Callable[[], Any]) -> tuple[Any, float | None]:
-    """What `measured` returns, and how many cores other processes kept busy meanwhile."""
+def cores_of_others(measured: Callable[[], T]) -> tuple[T, float | None]:
+    """Calls `measured`; returns its result and the cores that other processes used meanwhile."""
     before, own, start = hardware.busy_cpu_seconds(), time.process_time(), time.perf_counter()
     result = measured()
-    if before is None:
+    after = hardware.busy_cpu_seconds()
+    if before is None or after is None:
         return result, None
-    others = hardware.busy_cpu_seconds() - before - (time.process_time() - own)
+    others = after - before - (time.process_time() - own)
     return result, max(0.0, others / (time.perf_counter() - start))
 
 
@@ -129,8 +139,8 @@ def _seconds(run: Callable[[int], None], calls: int) -> float:
     return time.perf_counter() - start
 
 
-def made_up_batch(config: ml_collections.ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 and labels int32 for one call of the train step."""
+def random_batch(config: ml_collections.ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """Random images uint8 and labels int32 for one call of the train step."""
     images, labels = batch_shapes(config)
     rng = np.random.default_rng(0)
     return (
@@ -140,22 +150,25 @@ def made_up_batch(config: ml_collections.ConfigDict) -> tuple[np.ndarray, np.nda
 
 
 def training(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> Timed:
-    """The training step as the training loop calls it, each time with a batch from the host.
+    """The training step as in the training loop, with another batch from the host in each call.
 
-    With `dataset.on_device` that batch is a choice among pictures which the devices have already.
+    With `dataset.on_device` the batch is a choice among images that are on the devices already.
     """
     start = time.perf_counter()
-    batch = made_up_batch(config)
+    images, labels = random_batch(config)
+    train_step: Callable[..., tuple[TrainState, Metrics]]
+    batch: tuple[np.ndarray, ...]
     if config.dataset.on_device:
-        train_step = create_gathering_train_step(config, batch, devices)
-        batch = (np.random.default_rng(0).permutation(len(batch[1])).astype(np.int32),)
+        train_step = create_gathering_train_step(config, (images, labels), devices)
+        batch = (np.random.default_rng(0).permutation(len(labels)).astype(np.int32),)
     else:
         train_step = create_train_step(config, devices)
+        batch = images, labels
     state = replicate(create_state(config), devices)
 
-    def run(calls):
+    def run(calls: int) -> None:
         nonlocal state
-        in_flight = collections.deque()
+        in_flight: collections.deque[Metrics] = collections.deque()
         for _ in range(calls):
             state, metrics = train_step(state, *batch)
             in_flight.append(metrics)
@@ -168,7 +181,7 @@ def training(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> Ti
 
 
 def drawing(config: ml_collections.ConfigDict) -> tuple[Timed, float]:
-    """Sampling from a frozen generator, `batch_size` images a call, and the seconds to freeze."""
+    """Sampling from a frozen generator, `batch_size` images per call; and the time to freeze it."""
     start = time.perf_counter()
     freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
     variables = create_state(config).generator
@@ -179,7 +192,7 @@ def drawing(config: ml_collections.ConfigDict) -> tuple[Timed, float]:
     labels = np.arange(config.batch_size, dtype=np.int32) % max(config.dataset.num_classes, 1)
     noise = sampling.fixed_noise(config, labels)
 
-    def run(calls):
+    def run(calls: int) -> None:
         for _ in range(calls):
             sample(frozen, noise, labels)
 
@@ -188,47 +201,51 @@ def drawing(config: ml_collections.ConfigDict) -> tuple[Timed, float]:
 
 
 def scoring(config: ml_collections.ConfigDict) -> tuple[Callable[[int], None], str]:
-    """Drawing and looking at `evaluation.batch_size` images a call, as evaluation does it.
+    """Generating `evaluation.batch_size` images per call and computing their features.
 
-    The networks have made-up weights, which changes no speed. Returns `run(calls)`, which counts
-    the moments of all features besides, and the name of the features.
+    The networks have random weights, which does not affect the speed.
+
+    Returns:
+      `run(calls)`, which also accumulates the moments of all features, and their name.
     """
     settings = config.evaluation
-    network = inception if settings.features == 'inception' else in_domain
-    module, size = {
-        'inception': (inception.Inception(), inception.SIZE),
-        'in_domain': (in_domain.Classifier(config.dataset.num_classes), config.dataset.image_size),
-    }[settings.features]
-    layer = '2048' if settings.features == 'inception' else 'features'
+    module: nn.Module
+    if settings.features == 'inception':
+        module, size, layer = inception.Inception(), inception.SIZE, '2048'
+        apply, name = inception.apply, inception.NAME
+    else:
+        module = in_domain.Classifier(config.dataset.num_classes)
+        size, layer = config.dataset.image_size, 'features'
+        apply, name = in_domain.apply, in_domain.NAME
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), shapes)
     draw = sampling.create_draw(config)
     frozen = sampling.create_freeze(config)(create_state(config).generator)
     stream = features.on_devices(
-        lambda variables, asked: network.apply(variables[1], draw(variables[0], asked)),
+        lambda variables, asked: apply(variables[1], draw(variables[0], asked)),
         settings.batch_size,
     )
 
-    def run(calls):
+    def run(calls: int) -> None:
         asked = np.zeros((calls * settings.batch_size, 2), np.int32)
         asked[:, 0] = np.arange(len(asked))
         parts = stream((frozen, variables), [asked])
         features.collect(parts, layer, 'logits', len(asked), splits=1, keep=0)
 
     _seconds(run, 1)  # compiles
-    return run, network.NAME
+    return run, name
 
 
 def reading(config: ml_collections.ConfigDict) -> Timed:
-    """The input pipeline on its own: the batches of one call, from the configuration's data."""
-    from sagan_jax import data  # needs packages that nothing else here does
+    """The input pipeline alone: the batches of one call, from the configuration's data set."""
+    from sagan_jax import data  # imports packages that the rest of the benchmark does not need
 
     start = time.perf_counter()
     source = data.load(config.dataset, 'train')
     count = config.steps_per_call * images_per_step(config)
     batches = data.batches(source, config.seed, count)
 
-    def run(calls):
+    def run(calls: int) -> None:
         for _ in range(calls):
             next(batches)
 
@@ -239,10 +256,10 @@ def reading(config: ml_collections.ConfigDict) -> Timed:
 def attention(
     config: ml_collections.ConfigDict, resolution: int
 ) -> tuple[Callable[[int], None], int, int]:
-    """The generator's attention layer at a resolution on its own, and its gradient.
+    """The gradient of a single attention layer of the generator, at a resolution.
 
     Returns:
-      `run(calls)`, the bytes that the compiled program needs, and the layer's channels.
+      `run(calls)`, the memory of the compiled program in bytes, and the layer's channels.
     """
     arch = architecture(config.model.architecture, config.dataset.image_size)
     widths = dict(zip(generator_resolutions(arch), arch.generator[1:], strict=True))
@@ -261,10 +278,13 @@ def attention(
     shape = (config.batch_size, resolution, resolution, channels)
     x = jax.random.normal(jax.random.key(0), shape, config.dtype)
     params = layer.init(jax.random.key(1), x[:1])
-    gradient = jax.grad(lambda params, x: layer.apply(params, x).astype(jnp.float32).sum(), (0, 1))
-    compiled = jax.jit(gradient).lower(params, x).compile()
 
-    def run(calls):
+    def total(params: models.Variables, x: jax.Array) -> jax.Array:
+        return cast(jax.Array, layer.apply(params, x)).astype(jnp.float32).sum()
+
+    compiled = jax.jit(jax.grad(total, (0, 1))).lower(params, x).compile()
+
+    def run(calls: int) -> None:
         for _ in range(calls):
             gradients = compiled(params, x)
         jax.block_until_ready(gradients)
@@ -276,19 +296,19 @@ def attention(
 
 
 def forget_programs() -> None:
-    """Frees what was compiled so far, so that only the next programs are found below."""
+    """Frees all compiled programs, so that `largest_program` only finds later ones."""
     gc.collect()
     jax.clear_caches()
     gc.collect()
 
 
 def largest_program(device: jax.Device) -> Any:
-    """Of the programs compiled for a device, the one that needs most memory: the train step."""
+    """The compiled program of a device that needs the most memory, which is the train step."""
     executables = device.client.live_executables()
     return max(executables, key=lambda program: _program_bytes(program.get_compiled_memory_stats()))
 
 
-def _program_bytes(stats) -> int:
+def _program_bytes(stats: Any) -> int:
     return (
         stats.argument_size_in_bytes
         + stats.output_size_in_bytes
@@ -297,8 +317,16 @@ def _program_bytes(stats) -> int:
     )
 
 
-def memory(device: jax.Device) -> dict[str, int | None]:
-    """Bytes by name: of the largest program, of the device and of the host at their peaks."""
+class Memory(TypedDict):
+    """Bytes of the largest program, and peaks of the device and of the host; None if unknown."""
+
+    program_bytes: int
+    device_peak_bytes: int | None
+    host_peak_bytes: int | None
+
+
+def memory(device: jax.Device) -> Memory:
+    """Measures the memory of this process and of a device."""
     stats = device.memory_stats() or {}
     return {
         'program_bytes': _program_bytes(largest_program(device).get_compiled_memory_stats()),

@@ -1,7 +1,8 @@
-"""The same networks in PyTorch, for comparison only; pytorch_training.py trains them.
+"""The same networks in PyTorch, only for comparison; pytorch_training.py trains them.
 
-Written as PyTorch is used, with resampling and convolutions apart. Modules are named as the Flax
-ones, so that variables are copied by name. Feature maps are [B, C, H, W] in channels-last memory.
+Written in the usual way of PyTorch, with separate resampling and convolutions. Modules have the
+names of the Flax ones, so that variables are copied by name. Feature maps are [B, C, H, W] in
+channels-last memory.
 """
 
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        def positions(y):  # [B, C, H, W] → [B, HW, C], no copy in channels last
+        def positions(y: Tensor) -> Tensor:  # [B, C, H, W] → [B, HW, C], no copy in channels last
             return y.permute(0, 2, 3, 1).flatten(1, 2)
 
         query = positions(self.query(x))
@@ -62,7 +63,7 @@ class SelfAttention(nn.Module):
         value = positions(F.max_pool2d(self.value(x), 2))
         if x.is_cuda:
             o = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        else:  # the faster of the two on a CPU
+        else:  # faster on a CPU
             o = torch.softmax(query @ key.transpose(1, 2), -1) @ value
         o = o.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         return x + self.gamma * self.output(o)
@@ -158,7 +159,7 @@ class Discriminator(nn.Module):
 
 
 def normalise(parameters: Weights, vectors: Weights, epsilon: float) -> tuple[Weights, Weights]:
-    """Weights over their σ by one power iteration, and the next vectors u."""
+    """Divides weights by their σ from one power iteration; returns the next vectors u too."""
     weights, after = dict(parameters), {}
     for name, u in vectors.items():
         weight = parameters[name]
@@ -178,14 +179,14 @@ def _unit(vector: Tensor, epsilon: float) -> Tensor:
 
 
 def load(network: nn.Module, variables: models.Variables) -> Weights:
-    """Copies parameters into a network of the same configuration; returns the vectors u."""
+    """Copies parameters into a network of the same configuration and returns the vectors u."""
     ours = {_name(path): _to_torch(path, value) for path, value in _flat(variables['params'])}
     theirs = dict(network.named_parameters())
     shapes = [{name: tuple(w.shape) for name, w in side.items()} for side in (ours, theirs)]
     if different := shapes[0].items() ^ shapes[1].items():
         raise UserError(
-            'The PyTorch peer has no such networks: their parameters differ, as '
-            f'{min(different)[0]} does, so leave out --peer.'
+            'The PyTorch peer does not have the networks of this configuration (for example, '
+            f'{min(different)[0]} differs): leave out --peer.'
         )
     with torch.no_grad():
         for name, parameter in theirs.items():
@@ -197,7 +198,7 @@ def load(network: nn.Module, variables: models.Variables) -> Weights:
     }
 
 
-def _flat(tree) -> list:
+def _flat(tree: models.Variables) -> list[tuple[tuple[str, ...], jax.Array]]:
     return list(traverse_util.flatten_dict(tree).items())
 
 
@@ -207,7 +208,7 @@ def _name(path: tuple[str, ...]) -> str:
 
 
 def _to_torch(path: tuple[str, ...], value: jax.Array) -> Tensor:
-    value = torch.tensor(np.asarray(value))
+    tensor = torch.tensor(np.asarray(value))
     if path[-1] != 'kernel':
-        return value
-    return value.permute(3, 2, 0, 1) if value.ndim == 4 else value.T
+        return tensor
+    return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T

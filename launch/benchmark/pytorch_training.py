@@ -1,11 +1,12 @@
-"""The training step of the PyTorch peer, and the proof that it is a peer.
+"""The training step of the PyTorch peer, and a check that both compute the same function.
 
-As a PyTorch user would write it for speed: channels last, torch.compile, one joint pass over real
-and fake images, weights normalised once an update, fused Adam, autocast for bfloat16.
+Written as a PyTorch user would for speed: channels last, torch.compile, one pass over real and
+generated images, weights normalised once per update, fused Adam, autocast for bfloat16.
 """
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -19,10 +20,18 @@ from launch.benchmark import hardware, measure
 from launch.benchmark.pytorch_networks import Discriminator, Generator, load, normalise
 from sagan_jax import models
 from sagan_jax.errors import UserError
-from sagan_jax.losses import Loss
 from sagan_jax.state import TrainState, create_state
 
 TOLERANCE = 1e-4
+
+
+class Loss(NamedTuple):
+    """As `sagan_jax.losses.Loss`, without `rejection`."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+
+
 LOSSES = {
     'hinge': Loss(
         discriminator=lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
@@ -38,12 +47,12 @@ LOSSES = {
 def check_same_function(config: ml_collections.ConfigDict, state: TrainState) -> None:
     """Compares both networks in float32 on the same variables, z, labels and images.
 
-    Gammas, biases and the tables of batch norm start as constants, with which much would go
-    unnoticed, so they are perturbed first.
+    Gammas, biases and the tables of batch norm are perturbed first, because their initial constants
+    would hide differences.
 
     Raises:
-      UserError: if an image or a logit differs by more than 1e-4, of the largest logit if that is
-        above 1.
+      UserError: if an image or a logit differs by more than 1e-4, relative to the largest one if
+        that is above 1.
     """
     config = config.copy_and_resolve_references()
     config.dtype, batch = 'float32', min(config.batch_size, 8)
@@ -77,8 +86,8 @@ def check_same_function(config: ml_collections.ConfigDict, state: TrainState) ->
     for name, difference in differences.items():
         if not difference <= TOLERANCE:
             raise UserError(
-                f'The PyTorch peer does not compute the same function: its {name} differ by '
-                f'{difference:.1e}, so leave out --peer.'
+                f'The PyTorch peer does not compute the same function, its {name} differ by '
+                f'{difference:.1e}: leave out --peer.'
             )
 
 
@@ -100,20 +109,22 @@ def torch_device() -> torch.device:
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def _create(network, config) -> torch.nn.Module:
+def _create(
+    network: type[Generator | Discriminator], config: ml_collections.ConfigDict
+) -> torch.nn.Module:
     return network(config).to(torch_device(), memory_format=torch.channels_last)
 
 
 def create_train_step(
     config: ml_collections.ConfigDict, state: TrainState
 ) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Builds `train_step(images, labels)`, one step from the variables of a state of ours.
+    """Builds `train_step(images, labels)`, which starts from the variables of a JAX state.
 
-    One call runs `steps_per_call` steps (S); images are uint8 [S·D·B, H, W, 3] and labels int32
-    [S·D·B] on the host. It does not wait for the device.
+    One call runs `steps_per_call` steps (S). Images are uint8 [S·D·B, H, W, 3] and labels int32
+    [S·D·B], on the host. It does not wait for the device.
     """
     device = torch_device()
-    torch._dynamo.reset()  # of the steps of other batch sizes, whose shapes would become dynamic
+    torch._dynamo.reset()  # after steps of other batch sizes, shapes would become dynamic
     torch.set_num_threads(hardware.cores())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -150,7 +161,7 @@ def create_train_step(
         return weights
 
     @torch.compile
-    def discriminator_loss(weights: dict[str, Tensor], images, labels, z, fake_labels):
+    def discriminator_loss(weights, images, labels, z, fake_labels):
         images = images.permute(0, 3, 1, 2).float() * (2 / 255) - 1
         if config.dataset.flip:
             mirrored = torch.rand(len(images), device=device) < 0.5
@@ -164,7 +175,7 @@ def create_train_step(
         return loss.discriminator(real, fake)
 
     @torch.compile
-    def generator_loss(weights: dict[str, Tensor], z, labels):
+    def generator_loss(weights, z, labels):
         with torch.no_grad():
             d_weights, _ = normalise(d_parameters, d_vectors, epsilon)
         fake = run(discriminator, d_weights, run(generator, weights, z, labels), labels)
@@ -200,13 +211,13 @@ def create_train_step(
 
 
 def training(config: ml_collections.ConfigDict) -> measure.Timed:
-    """The peer's training step on one device, from our initial variables, after the check."""
-    torch.cuda.empty_cache()  # of other rows; nothing without a GPU
+    """The peer's training step on one device, from the same initial variables, after the check."""
+    torch.cuda.empty_cache()  # from other rows; does nothing without a GPU
     state = create_state(config)
     check_same_function(config, state)
     start = time.perf_counter()
     train_step = create_train_step(config, state)
-    images, labels = measure.made_up_batch(config)
+    images, labels = measure.random_batch(config)
 
     def run(calls):
         for _ in range(calls):

@@ -1,12 +1,12 @@
-"""How fast many devices would be: a model of what they send each other in a training step.
+"""Predicts the speed of many devices from a model of their communication in a training step.
 
-Every device keeps its own batch (weak scaling). A step all-reduces the gradients of both networks
-and the moments of every batch norm; nothing overlaps with computing, so the efficiency is a lower
-bound for devices that reach their bandwidth.
+The batch of each device is constant (weak scaling). A step all-reduces the gradients of both
+networks and the moments of every batch norm. The model assumes no overlap with computing, so the
+efficiency is a lower bound for devices that reach their bandwidth.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -16,18 +16,18 @@ from sagan_jax import models
 
 FLOAT32 = 4  # bytes: gradients and moments are float32 whatever the activations are
 DEVICE_COUNTS = (8, 64, 512)
-# Of its peak that a device is assumed to reach where it has not been measured.
-ASSUMED_SHARE = 0.3
+ASSUMED_SHARE = 0.3  # of a device's peak, if the step has not been measured
 
 
 class Interconnect(NamedTuple):
-    """A way of connecting devices in a ring.
+    """A ring of connected devices.
 
     Attributes:
-      bandwidth: bytes/s that leave a device towards the next, both ways round together.
-      latency: seconds of one hop.
-      device_kind: of the devices that it connects, as `hardware.PEAKS` has them.
-      assumption: what the bandwidth stands for.
+      name: of the interconnect.
+      bandwidth: bytes/s that a device sends, in both directions together.
+      latency: seconds per hop.
+      device_kind: the kind of the devices, a key of `hardware.PEAKS`.
+      assumption: what the bandwidth is based on.
     """
 
     name: str
@@ -42,7 +42,7 @@ INTERCONNECTS = (
         'NVLink', 450e9, 3e-6, 'NVIDIA H200', 'NVLink 4, all devices on one switch (a server has 8)'
     ),
     Interconnect('InfiniBand', 50e9, 5e-6, 'NVIDIA H200', 'a 400 Gb/s port for each device'),
-    Interconnect('TPU ICI', 90e9, 1e-6, 'TPU v5e', 'one axis of the torus, both ways round'),
+    Interconnect('TPU ICI', 90e9, 1e-6, 'TPU v5e', 'one axis of the torus, both directions'),
     Interconnect('Ethernet', 12.5e9, 30e-6, 'NVIDIA H200', '100 Gb/s between neighbours'),
 )
 
@@ -51,8 +51,8 @@ class Traffic(NamedTuple):
     """What a device contributes to the all-reduces of one step.
 
     Attributes:
-      gradient_bytes: the gradients of D in each of its updates, and those of G.
-      moment_bytes: the moments of every batch norm.
+      gradient_bytes: gradients of all updates of D and of the update of G.
+      moment_bytes: moments of all batch norms.
       messages: the number of all-reduces.
     """
 
@@ -62,15 +62,15 @@ class Traffic(NamedTuple):
 
 
 def traffic(config: ml_collections.ConfigDict) -> Traffic:
-    """The traffic of a step, from the parameter counts and the widths of the batch norms.
+    """Computes the traffic of a step from the parameter counts and the widths of the batch norms.
 
-    With moments over all devices, the two moments of each channel are reduced in every pass (G's
-    in each update of D and in its own), and their gradients in every backward pass through them.
-    With moments of each device alone, the running averages are, after each pass. With gradient
-    accumulation all that happens for each part of the batch.
+    With cross-replica moments, the two moments of each channel are reduced in every pass (those of
+    G in each update of D and in its own update), and their gradients in every backward pass. With
+    moments per device, the running averages are reduced after each pass. With gradient
+    accumulation, this happens for each part of the batch.
     """
     d_updates, over_all = config.discriminator_steps, config.batch_norm.cross_replica
-    # A discriminator with batch norms sees real and fake images apart, and gradients pass it twice.
+    # A discriminator with batch norm takes real and generated images in separate passes.
     passes = (
         d_updates + 1 + over_all,
         4 * d_updates + 2 if over_all else 2 * d_updates,
@@ -90,10 +90,10 @@ def traffic(config: ml_collections.ConfigDict) -> Traffic:
 
 
 def all_reduce_seconds(sent: Traffic, interconnect: Interconnect, devices: int) -> float:
-    """Seconds that n devices need for a step's all-reduces.
+    """Seconds that n devices need for the all-reduces of a step.
 
-    Of every byte 2(n - 1)/n leave each device (a ring); a message waits for 2 log₂ n hops (a tree,
-    which is what short messages take).
+    Each device sends 2(n - 1)/n of all bytes (a ring). Each message takes 2 log₂ n hops (a tree, as
+    for short messages).
     """
     moved = 2 * (devices - 1) / devices * (sent.gradient_bytes + sent.moment_bytes)
     waiting = sent.messages * 2 * math.log2(devices) * interconnect.latency
@@ -102,13 +102,13 @@ def all_reduce_seconds(sent: Traffic, interconnect: Interconnect, devices: int) 
 
 def predictions(
     config: ml_collections.ConfigDict, gflop_per_image: float, share_of_peak: float | None
-) -> list[dict]:
-    """A row for each interconnect and number of devices.
+) -> list[dict[str, Any]]:
+    """Predicts a row for each interconnect and number of devices.
 
     Args:
       config: its `batch_size` is that of each device.
       gflop_per_image: of a training step.
-      share_of_peak: what a device was measured to reach; None assumes `ASSUMED_SHARE`.
+      share_of_peak: the measured share of a device's peak; None assumes `ASSUMED_SHARE`.
     """
     sent = traffic(config)
     share = ASSUMED_SHARE if share_of_peak is None else share_of_peak
@@ -116,6 +116,7 @@ def predictions(
     rows = []
     for interconnect in INTERCONNECTS:
         peak = hardware.listed_peak(interconnect.device_kind, config.dtype)
+        assert peak is not None, interconnect.device_kind
         computing = tflop_per_step / (peak * share)
         for devices in DEVICE_COUNTS:
             reducing = all_reduce_seconds(sent, interconnect, devices)

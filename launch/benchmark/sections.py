@@ -1,14 +1,14 @@
-"""What the benchmark measures: each section turns a configuration into rows, named numbers.
+"""The sections of the benchmark, which turn a configuration into rows of named values.
 
-A section is a generator function `(config, options, results) -> rows`, where `results` holds the
-rows of the sections before it; `SECTIONS` lists them. What a table shows of a row stands in
-tables.py; the JSON holds all of it.
+A section is a generator function `(config, options, results) -> rows`, where `results` has the rows
+of all previous sections. `SECTIONS` lists them. tables.py defines the columns that are printed; the
+JSON file has all values.
 """
 
 import re
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import ml_collections
@@ -18,8 +18,9 @@ from launch.benchmark import hardware, measure, scaling, trace
 
 HOURS_PER_MILLION_STEPS = 1e6 / 3600  # times the seconds of a step
 
-Config = ml_collections.ConfigDict
-Results = dict[str, list[dict]]  # section → rows
+Config: TypeAlias = ml_collections.ConfigDict
+Row = dict[str, Any]
+Results = dict[str, list[Row]]  # section → rows
 
 
 class Options(NamedTuple):
@@ -27,9 +28,9 @@ class Options(NamedTuple):
 
     Attributes:
       devices: numbers of devices.
-      windows: how often a timing is repeated.
-      window_seconds: how long each time at least takes.
-      peer: whether PyTorch takes turns with the training step.
+      windows: repetitions of each timing.
+      window_seconds: approximate length of a repetition.
+      peer: whether to measure PyTorch too, in turns with the training step.
       profile: a folder for traces, or None.
     """
 
@@ -40,8 +41,8 @@ class Options(NamedTuple):
     profile: str | None
 
 
-def identity(config: Config) -> dict:
-    """What tells the rows of a table apart."""
+def identity(config: Config) -> Row:
+    """The settings that distinguish the rows of a table."""
     return {
         'batch_size': config.batch_size,
         'dtype': config.dtype,
@@ -51,8 +52,8 @@ def identity(config: Config) -> dict:
     }
 
 
-def cost(config: Config, options: Options, results: Results) -> Iterator[dict]:
-    """What a step costs, by XLA's analysis; nothing is compiled or run."""
+def cost(config: Config, options: Options, results: Results) -> Iterator[Row]:
+    """The cost of a step from XLA's analysis, without compiling or running it."""
     generator, discriminator = measure.parameter_counts(config)
     gflop = measure.gflop_per_image(config)
     yield identity(config) | {
@@ -63,20 +64,20 @@ def cost(config: Config, options: Options, results: Results) -> Iterator[dict]:
     }
 
 
-def step(config: Config, options: Options, results: Results) -> Iterator[dict]:
+def step(config: Config, options: Options, results: Results) -> Iterator[Row]:
     """The training step, on each number of devices."""
     for count in options.devices:
         devices = jax.local_devices()[:count]
         row = identity(config) | {'devices': count}
         try:
             yield row | _step_row(config, devices, options)
-        except RuntimeError as error:  # of JAX or of PyTorch
+        except RuntimeError as error:  # from JAX or PyTorch
             if not re.search('RESOURCE_EXHAUSTED|out of memory', str(error)):
                 raise
             yield row | {'error': 'out of memory'}
 
 
-def _step_row(config, devices, options) -> dict:
+def _step_row(config: Config, devices: list[jax.Device], options: Options) -> Row:
     measure.forget_programs()
     hardware.reset_host_peak()
     gflop = measure.gflop_per_image(config)
@@ -84,7 +85,7 @@ def _step_row(config, devices, options) -> dict:
     memory = measure.memory(devices[0])
     runs = [ours.run]
     if compare := options.peer and len(devices) == 1:
-        from launch.benchmark import pytorch_training  # needs torch, which is no requirement
+        from launch.benchmark import pytorch_training  # needs torch, which is optional
 
         peer = pytorch_training.training(config)
         runs.append(peer.run)
@@ -128,8 +129,8 @@ def _step_row(config, devices, options) -> dict:
     return row
 
 
-def sampling(config: Config, options: Options, results: Results) -> Iterator[dict]:
-    """Images from a frozen generator, fetched to the host as uint8, and the freezing."""
+def sampling(config: Config, options: Options, results: Results) -> Iterator[Row]:
+    """Sampling from a frozen generator, with the transfer to the host as uint8, and freezing."""
     timed, freeze_seconds = measure.drawing(config)
     (seconds,) = measure.time_in_turns([timed.run], options.windows, options.window_seconds)
     yield identity(config) | {
@@ -140,8 +141,8 @@ def sampling(config: Config, options: Options, results: Results) -> Iterator[dic
     }
 
 
-def evaluation(config: Config, options: Options, results: Results) -> Iterator[dict]:
-    """Images drawn, looked at by the feature network and counted, without the scores' own time."""
+def evaluation(config: Config, options: Options, results: Results) -> Iterator[Row]:
+    """Generating images and computing their features and moments, without the scores."""
     hardware.reset_host_peak()
     run, name = measure.scoring(config)
     (seconds,) = measure.time_in_turns([run], options.windows, options.window_seconds)
@@ -154,10 +155,10 @@ def evaluation(config: Config, options: Options, results: Results) -> Iterator[d
     }
 
 
-def reading(config: Config, options: Options, results: Results) -> Iterator[dict]:
-    """The input pipeline on its own, the cores it keeps busy, and how far it outruns the step."""
-    if any(_alike(row, config, 'batch_size', 'image_size') for row in results['input']):
-        return  # other rows differ in what the input does not depend on
+def reading(config: Config, options: Options, results: Results) -> Iterator[Row]:
+    """The input pipeline alone: its speed, its cores, and its speed relative to the step."""
+    if any(_agree(row, config, 'batch_size', 'image_size') for row in results['input']):
+        return  # the input does not depend on the other settings
     timed = measure.reading(config)
     busy = time.process_time()
     start = time.perf_counter()
@@ -167,7 +168,7 @@ def reading(config: Config, options: Options, results: Results) -> Iterator[dict
     consumed = [
         row['images_per_second']
         for row in results.get('step', [])
-        if 'error' not in row and _alike(row, config, 'image_size')
+        if 'error' not in row and _agree(row, config, 'image_size')
     ]
     yield identity(config) | {
         'dataset': config.dataset.name,
@@ -179,8 +180,8 @@ def reading(config: Config, options: Options, results: Results) -> Iterator[dict
     }
 
 
-def attention(config: Config, options: Options, results: Results) -> Iterator[dict]:
-    """One attention layer on its own, forwards and backwards, at each resolution."""
+def attention(config: Config, options: Options, results: Results) -> Iterator[Row]:
+    """The forward and backward pass of a single attention layer, at each resolution."""
     for resolution in config.model.generator_attention:
         run, program_bytes, channels = measure.attention(config, resolution)
         (seconds,) = measure.time_in_turns([run], options.windows, options.window_seconds)
@@ -193,26 +194,27 @@ def attention(config: Config, options: Options, results: Results) -> Iterator[di
         }
 
 
-def communication(config: Config, options: Options, results: Results) -> Iterator[dict]:
-    """The predicted efficiency of many devices; `batch_size` is that of each of them."""
+def communication(config: Config, options: Options, results: Results) -> Iterator[Row]:
+    """The predicted efficiency of many devices; `batch_size` is that of each device."""
     measured = [
         row['share_of_peak']
         for row in results.get('step', [])
         if row.get('devices') == 1
         and 'data sheet' in row.get('peak_source', '')
-        and _alike(row, config, 'batch_size', 'dtype', 'image_size', 'attention')
+        and _agree(row, config, 'batch_size', 'dtype', 'image_size', 'attention')
     ]
     share = measured[0] if measured else None
     for row in scaling.predictions(config, measure.gflop_per_image(config), share):
         yield identity(config) | row
 
 
-def _alike(row: dict, config: Config, *keys: str) -> bool:
+def _agree(row: Row, config: Config, *keys: str) -> bool:
+    """Whether a row was measured with the same values of these keys."""
     return all(row[key] == identity(config)[key] for key in keys)
 
 
 def spread(name: str, values: np.ndarray) -> dict[str, float]:
-    """Median, least and largest of repeated measurements, by name."""
+    """Median, minimum and maximum of repeated measurements, by name."""
     return {
         name: float(np.median(values)),
         f'{name}_min': float(values.min()),

@@ -1,7 +1,9 @@
-"""Rows of the benchmark as aligned text, one line as soon as it is measured."""
+"""Formats rows of the benchmark as aligned tables."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
 
 
 class Column(NamedTuple):
@@ -9,24 +11,25 @@ class Column(NamedTuple):
 
     Attributes:
       title: with the unit.
-      show: `show(row)`, the text of its cell; a KeyError or a None in it leaves the cell empty.
+      show: `show(row)` is the text of the cell. The cell is empty if the row has no such key or the
+        value is None.
       align: '>' for numbers, '<' for text.
     """
 
     title: str
-    show: Callable[[dict], str]
+    show: Callable[[Row], str]
     align: str = '>'
 
 
-def _number(name: str, form: str, scale: float = 1) -> Callable[[dict], str]:
+def _number(name: str, form: str, scale: float = 1) -> Callable[[Row], str]:
     return lambda row: format(row[name] * scale, form)
 
 
-def _spread(name: str, form: str) -> Callable[[dict], str]:
+def _spread(name: str, form: str) -> Callable[[Row], str]:
     return lambda row: ' … '.join(format(row[f'{name}{end}'], form) for end in ('_min', '', '_max'))
 
 
-def _resolutions(row: dict) -> str:
+def _resolutions(row: Row) -> str:
     return ' '.join(map(str, row['attention'])) or 'none'
 
 
@@ -37,7 +40,7 @@ IDENTITY = (
     Column('batch', _number('batch_size', 'd')),
     Column('dtype', lambda row: row['dtype']),
 )
-# On a CPU a timing is worth little where other processes took part of it.
+# Timings on a CPU are unreliable if other processes used it too.
 OTHERS = Column('cores of others', _number('cores_of_others', '.2f'))
 
 COLUMNS = {
@@ -120,7 +123,7 @@ COLUMNS = {
         Column('images/s', _number('images_per_second', ',.0f')),
     ),
     'operations': (
-        Column('ms a call', _number('seconds', '.2f', 1e3)),
+        Column('ms per call', _number('seconds', '.2f', 1e3)),
         Column('share', _number('share', '.1%')),
         Column('operation', lambda row: row['operation'], '<'),
         Column('result', lambda row: row['shape'], '<'),
@@ -129,9 +132,9 @@ COLUMNS = {
 }
 
 
-def render(section: str, rows: list[dict]) -> str:
-    """A table of rows, columns aligned and those without any content left out."""
-    lines = [[] for _ in range(len(rows) + 1)]
+def render(section: str, rows: list[Row]) -> str:
+    """Formats rows as a table with aligned columns. Empty columns are left out."""
+    lines: list[list[str]] = [[] for _ in range(len(rows) + 1)]
     for column in COLUMNS[section]:
         cells = [_cell(column, row) for row in rows]
         if any(cells):
@@ -141,8 +144,8 @@ def render(section: str, rows: list[dict]) -> str:
     return '\n'.join('  '.join(line).rstrip() for line in lines)
 
 
-def _cell(column: Column, row: dict) -> str:
+def _cell(column: Column, row: Row) -> str:
     try:
         return column.show(row)
-    except (KeyError, TypeError):  # not measured, or unknown on this device
+    except (KeyError, TypeError):  # not measured, or None on this device
         return ''

@@ -1,35 +1,53 @@
-"""The most expensive operations of a program, from a trace by JAX's profiler."""
+"""Finds the most expensive operations of a program with JAX's profiler."""
 
 import collections
+import heapq
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
-CALLS = 3  # that are traced
+CALLS = 3  # traced
+
+
+class Operation(TypedDict):
+    """An operation of a program.
+
+    Attributes:
+      operation: its name.
+      shape: of its result.
+      source: the path of the layer that it comes from.
+      seconds: per call.
+      share: of the time of all operations.
+    """
+
+    operation: str
+    shape: str
+    source: str
+    seconds: float
+    share: float
 
 
 def expensive_operations(
     run: Callable[[int], None], folder: str, executable: Any, count: int = 5
-) -> list[dict]:
+) -> list[Operation]:
     """Traces a few calls into `folder` and sums the time of each operation on one device.
 
     Args:
-      run: `run(calls)` makes so many calls and waits for the last.
-      folder: where the trace stays, for TensorBoard or Perfetto.
-      executable: the program, whose text tells what an operation comes from.
-      count: how many operations to return, the most expensive first.
+      run: `run(calls)` makes that many calls and waits for the last one.
+      folder: where the trace is kept, for TensorBoard or Perfetto.
+      executable: the program, whose text has the source of each operation.
+      count: the number of operations to return.
 
     Returns:
-      Rows with 'operation', 'shape', 'source' (the path of the layer), 'seconds' of one call and
-      'share' of the time of all operations. On a CPU operations overlap, in several threads.
+      The most expensive operations, in order. On a CPU, operations overlap in several threads.
     """
     with jax.profiler.trace(folder):
         run(CALLS)
     newest = max(Path(folder).rglob('*.xplane.pb'), key=lambda path: path.stat().st_mtime)
-    seconds = collections.Counter()
+    seconds: dict[str, float] = collections.defaultdict(float)
     for name, duration in _operations(jax.profiler.ProfileData.from_file(str(newest))):
         seconds[name] += duration / 1e9 / CALLS
     described = _described(executable)
@@ -42,12 +60,12 @@ def expensive_operations(
             'seconds': spent,
             'share': spent / total,
         }
-        for name, spent in seconds.most_common(count)
+        for name, spent in heapq.nlargest(count, seconds.items(), key=lambda item: item[1])
     ]
 
 
 def _operations(profile: jax.profiler.ProfileData) -> list[tuple[str, float]]:
-    """Operations and their nanoseconds, of the first accelerator or else of the host."""
+    """Operations and their nanoseconds on the first accelerator, or on the host without one."""
     planes = {plane.name: plane for plane in profile.planes}
     devices = sorted(
         name for name in planes if name.startswith('/device:') and 'CUSTOM' not in name
@@ -59,7 +77,7 @@ def _operations(profile: jax.profiler.ProfileData) -> list[tuple[str, float]]:
             for event in events
             if 'hlo_op' in (stats := dict(event.stats))
         ]
-    lines = list(planes[devices[0]].lines)  # a TPU has a line of operations, a GPU its streams
+    lines = list(planes[devices[0]].lines)  # a TPU has a line of operations, a GPU has streams
     chosen = [line for line in lines if line.name == 'XLA Ops'] or [
         line for line in lines if line.name.startswith('Stream')
     ]
@@ -71,13 +89,14 @@ def _operations(profile: jax.profiler.ProfileData) -> list[tuple[str, float]]:
 
 
 def _described(executable: Any) -> dict[str, tuple[str, str]]:
-    """The operation's name → the shape of its result, and the path it was traced from if known.
+    """Maps the name of an operation to the shape of its result and the path of its source.
 
-    Of all that XLA fused into an operation, a convolution or product names it, if there is one.
+    If XLA fused several operations, the source is that of a convolution or product among them.
     """
     text = '\n'.join(module.to_string() for module in executable.hlo_modules())
-    inside = collections.defaultdict(list)  # computation → paths
-    operations = {}  # operation → shape, its own path, the computation that it calls
+    inside: dict[str, list[str]] = collections.defaultdict(list)  # computation → paths
+    # Operation → shape, its own path, the computation that it calls.
+    operations: dict[str, tuple[str, str | None, str | None]] = {}
     for line in text.splitlines():
         if header := re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line):
             computation = header[1]
@@ -89,8 +108,8 @@ def _described(executable: Any) -> dict[str, tuple[str, str]]:
             inside[computation] += [path[1]] if path else []
             operations[operation[1]] = operation[2], path and path[1], called and called[1]
 
-    def source(path, called):
-        paths = [path or '', *inside.get(called, [])]
+    def source(path: str | None, called: str | None) -> str:
+        paths = [path or '', *inside.get(called or '', [])]
         products = [path for path in paths if re.search('conv_general_dilated|dot_general', path)]
         return next(filter(None, products + paths), '')
 

@@ -1,4 +1,4 @@
-"""The benchmark: costs against a count by hand, the command, its table and its mistakes."""
+"""The benchmark: costs against a count by hand, timing, tables, the command and its errors."""
 
 import json
 import os
@@ -24,12 +24,12 @@ SMALL = [
     '--config.model.generator_width=4',
     '--config.model.discriminator_width=4',
 ]  # fmt: skip
-# What only the data pipeline and the peer need.
+# Needed only by the data pipeline and the peer.
 BLOCKED = ('tensorflow_datasets', 'grain', 'array_record', 'tensorflow', 'torch')
 
 
 def run(*arguments):
-    """The command where `BLOCKED` cannot be imported."""
+    """Runs the command without the packages in `BLOCKED`."""
     program = (
         f'import runpy, sys; sys.modules.update(dict.fromkeys({BLOCKED})); '
         f'sys.argv[1:] = {list(map(str, arguments))}; '
@@ -50,17 +50,16 @@ def run(*arguments):
 
 
 def products_by_hand(width, z_dim, whole):
-    """Multiply-adds of a pass over one image through the 'pyramid' networks without attention.
+    """Multiply-adds of a forward pass of one image through 'pyramid' networks without attention.
 
-    With `whole`, as if padding were multiplied too; without, only what lies inside the image: an
-    axis of s pixels then has 3s - 2 products with a row of three, and 4s - 2 between it and an
-    axis of twice the length.
+    With `whole`, products with the padding count too. Otherwise an axis of s pixels has 3s - 2
+    products with a kernel of three, and 4s - 2 with a kernel between it and an axis twice as long.
     """
 
     def three(size):  # 3×3 at `size`
         return 9 * size**2 if whole else (3 * size - 2) ** 2
 
-    def resampled(small):  # 3×3 behind ×2, or in front of the average: 2×2 or 4×4 at heart
+    def resampled(small):  # 3×3 after ×2, or before pooling: computed as 2×2 or 4×4
         return 16 * small**2 if whole else (4 * small - 2) ** 2
 
     generator = z_dim * 4 * 4 * 4 * width
@@ -83,11 +82,12 @@ def products_by_hand(width, z_dim, whole):
 
 
 def flop_by_hand(width, z_dim, d_updates, whole):
-    """Of a step, for an image of each batch.
+    """FLOP of a step per image of a batch.
 
-    A gradient with respect to kernels costs as much as the pass, and so does one with respect to
-    the input. D's update: G without gradients, then D on a real and a fake image with both, less
-    the gradient of the images. G's update: G with both, D with that of its input alone.
+    The gradient with respect to kernels costs as much as the forward pass, and so does the gradient
+    with respect to the input. D's update: G without gradients, then D on a real and a fake image
+    with both gradients, except that of the images. G's update: G with both, D with that of its
+    input only.
     """
     g, d, first = products_by_hand(width, z_dim, whole)
     return 2 * (d_updates * (g + 2 * (3 * d - first)) + 3 * g + 2 * d)
@@ -96,7 +96,7 @@ def flop_by_hand(width, z_dim, d_updates, whole):
 @pytest.mark.parametrize('d_updates', [1, 3])
 def test_flop_by_hand(d_updates):
     config = tiny.config(
-        batch_size=1024,  # what is done once a batch hardly counts
+        batch_size=1024,  # so that operations once per batch are negligible
         discriminator_steps=d_updates,
         model__z_dim=128,
         model__generator_width=64,
@@ -106,11 +106,11 @@ def test_flop_by_hand(d_updates):
     )
     counted = measure.gflop_per_image(config) * 1e9 * d_updates
     assert counted > 0.999 * flop_by_hand(64, 128, d_updates, whole=False)
-    # Norms, activations and resampling are not in the count by hand.
+    # The count by hand has no norms, activations and resampling.
     assert counted < 1.06 * flop_by_hand(64, 128, d_updates, whole=True)
 
 
-def test_what_is_computed_in_parts_or_calls_costs_the_same():
+def test_accumulation_and_several_steps_per_call_cost_the_same():
     plain = measure.gflop_per_image(tiny.config(batch_size=8))
     parts = tiny.config(
         batch_size=8, gradient_accumulation=2, steps_per_call=3, model__attention_query_block=64
@@ -121,27 +121,29 @@ def test_what_is_computed_in_parts_or_calls_costs_the_same():
 # ---- Measuring. --------------------------------------------------------------------------------
 
 
-def test_turns(monkeypatch):
+def test_functions_are_timed_in_turns(monkeypatch):
     log, clock = [], [0.0]
     monkeypatch.setattr(time, 'perf_counter', lambda: clock[0])
 
     def run(name):
         def calls(count):
-            clock[0] += 10 if log[-1:] != [name] else count  # the first after another's is slow
+            clock[0] += 10 if log[-1:] != [name] else count  # the first after another one is slow
             log.append(name)
 
         return calls
 
     seconds = measure.time_in_turns([run('a'), run('b')], 3, 0.0)
-    assert log == ['a', 'b'] + ['a', 'a', 'b', 'b'] * 3  # not counted: the first round, the slow
+    assert (
+        log == ['a', 'b'] + ['a', 'a', 'b', 'b'] * 3
+    )  # the first round and slow calls are not counted
     np.testing.assert_array_equal(seconds, np.ones((2, 3)))
 
 
-def test_what_was_read_ahead_is_no_estimate(monkeypatch):
+def test_batches_that_were_read_ahead_do_not_affect_the_estimate(monkeypatch):
     calls, clock = [], [0.0]
     monkeypatch.setattr(time, 'perf_counter', lambda: clock[0])
 
-    def read(count):  # 10 ms a call, but for three that were read ahead
+    def read(count):  # 10 ms per call, except three that were read ahead
         clock[0] += 1e-6 + 0.01 * max(0, count - max(0, 3 - sum(calls)))
         calls.append(count)
 
@@ -149,11 +151,11 @@ def test_what_was_read_ahead_is_no_estimate(monkeypatch):
     assert calls[-1] <= 25
 
 
-def test_what_other_processes_take_is_noticed(monkeypatch):
+def test_cores_of_other_processes(monkeypatch):
     with subprocess.Popen([sys.executable, '-c', 'while True: pass']) as other:
         _, cores = measure.cores_of_others(lambda: time.sleep(1))
         other.kill()
-    assert cores > 0.3  # a share of one at least, on however busy a machine
+    assert cores > 0.3  # part of a core, even on a busy machine
 
     def work():
         until = time.process_time() + 0.3
@@ -166,7 +168,7 @@ def test_what_other_processes_take_is_noticed(monkeypatch):
     )
     result, cores = measure.cores_of_others(work)
     assert result == 7
-    assert 1.4 < cores < 1.6  # without the work of its own
+    assert 1.4 < cores < 1.6  # without its own work
 
 
 def test_expensive_operations(tmp_path):
@@ -191,7 +193,7 @@ def test_expensive_operations(tmp_path):
     assert sum(row['share'] for row in rows) <= 1 + 1e-9
 
 
-def test_memory_is_that_of_the_newest_programs():
+def test_memory_of_the_newest_programs():
     def program_bytes(size):
         measure.forget_programs()
         product = jax.jit(lambda x: x @ x.T)
@@ -211,7 +213,7 @@ def test_attention_needs_less_memory_in_blocks():
     assert measure.attention(blocks, 16)[1] < plain - weights / 2
 
 
-def test_attention_where_there_is_no_feature_map():
+def test_attention_at_a_resolution_without_feature_maps_is_refused():
     with pytest.raises(UserError, match='no feature maps of 64×64: choose --attention from 8, 16'):
         measure.attention(tiny.config(), 64)
 
@@ -238,11 +240,11 @@ def test_peaks(kind, bfloat16, float32):
 
 
 def test_table():
-    alike = {'image_size': 128, 'attention': [32], 'query_block': 0, 'gflop_per_step': 5000.0}
+    same = {'image_size': 128, 'attention': [32], 'query_block': 0, 'gflop_per_step': 5000.0}
     counts = {'generator_parameters': 42_078_852, 'discriminator_parameters': 7}
     rows = [
-        {'batch_size': 8, 'dtype': 'bfloat16', 'gflop_per_image': 93.456, **alike, **counts},
-        {'batch_size': 256, 'dtype': 'float32', 'gflop_per_image': 1.0, **alike, **counts},
+        {'batch_size': 8, 'dtype': 'bfloat16', 'gflop_per_image': 93.456, **same, **counts},
+        {'batch_size': 256, 'dtype': 'float32', 'gflop_per_image': 1.0, **same, **counts},
     ]
     assert tables.render('cost', rows).splitlines() == [
         'image  attention  batch     dtype  GFLOP/image  GFLOP/step  parameters G  parameters D',
@@ -256,7 +258,7 @@ def test_table():
 
 @pytest.fixture(scope='module')
 def measured(tmp_path_factory):
-    """Everything that needs no data, measured once; and what was printed."""
+    """All sections that need no data, measured once, and the printed output."""
     path = tmp_path_factory.mktemp('benchmark') / 'table.json'
     result = run(
         *SMALL, '--measure=step,sampling,attention,communication', '--devices=1,2', '--windows=3',
@@ -266,7 +268,7 @@ def measured(tmp_path_factory):
     return json.loads(path.read_text()), result.stdout
 
 
-def test_a_step_is_told_consistently(measured):
+def test_values_of_a_step_are_consistent(measured):
     rows = measured[0]['step']
     assert [row['devices'] for row in rows] == [1, 2]
     for row in rows:
@@ -282,12 +284,12 @@ def test_a_step_is_told_consistently(measured):
         np.testing.assert_allclose(row['share_of_peak'] * row['peak_tflop_per_second'], tflop)
         assert 'measured' in row['peak_source']
         assert 0 < row['compile_seconds'] < row['first_step_seconds']
-        # Parameters, gradients and Adam's moments at the very least.
+        # At least parameters, gradients and Adam's moments.
         assert row['program_bytes'] > 4 * 4 * (8_000 + 8_000)
         assert row['host_peak_bytes'] > row['program_bytes']
         assert 0 <= row['cores_of_others'] <= os.cpu_count() + 0.5
         assert row['device_peak_bytes'] is None  # a CPU has no memory of its own
-    # The same computation, on half the batch each.
+    # The same computation, with half of the batch on each device.
     assert rows[0]['gflop_per_image'] == rows[1]['gflop_per_image']
     assert rows[1]['program_bytes'] < rows[0]['program_bytes']
 
@@ -304,7 +306,7 @@ def test_the_other_sections(measured):
     assert {row['devices'] for row in measured[0]['communication']} == {8, 64, 512}
 
 
-def test_what_it_ran_on(measured):
+def test_machine_and_configuration_are_recorded(measured):
     machine = measured[0]['machine']
     assert machine['platform'] == 'cpu'
     assert machine['device_count'] >= 2
@@ -357,7 +359,7 @@ def test_cost_only_in_every_combination(tmp_path):
         ([*SMALL, 'more'], ["'more'"]),
     ],
 )
-def test_mistakes(arguments, parts):
+def test_mistakes_end_with_one_sentence(arguments, parts):
     result = run(*arguments)
     assert result.returncode == 2, result.stderr
     assert 'Traceback' not in result.stderr
@@ -389,7 +391,7 @@ def test_the_peer_computes_the_same_function(size):
     pytorch_training.check_same_function(config, create_state(config))
 
 
-def test_another_function_is_refused(monkeypatch):
+def test_a_peer_with_another_function_is_refused(monkeypatch):
     torch = pytest.importorskip('torch')
     from launch.benchmark import pytorch_networks, pytorch_training
     from sagan_jax.state import create_state

@@ -1,4 +1,4 @@
-"""The model of communication: its bytes against the step's own program, its times by hand."""
+"""The model of communication: bytes against the program of a step, seconds by hand."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from tests import tiny
 
 
 def all_reduced_bytes(config):
-    """Of all all-reduces in a step on two devices, from the traced program."""
+    """The bytes of all all-reduces of a step on two devices, from the traced program."""
     state = jax.eval_shape(lambda: create_state(config))
     step = create_train_step(config, jax.devices()[:2])
     jaxpr = jax.make_jaxpr(step)(state, *measure.batch_shapes(config))
@@ -44,16 +44,16 @@ def all_reduced_bytes(config):
 def test_bytes_of_a_step(overrides):
     config = tiny.config(**overrides)
     sent = scaling.traffic(config)
-    besides = all_reduced_bytes(config) - (sent.gradient_bytes + sent.moment_bytes)
-    assert 0 <= besides <= 4 * (3 * config.discriminator_steps + 1)  # losses and mean logits
+    others = all_reduced_bytes(config) - (sent.gradient_bytes + sent.moment_bytes)
+    assert 0 <= others <= 4 * (3 * config.discriminator_steps + 1)  # losses and mean logits
 
 
 def test_traffic_by_hand():
     sent = scaling.traffic(tiny.config(discriminator_steps=2))
     generator, discriminator = measure.parameter_counts(tiny.config())
     assert sent.gradient_bytes == 4 * (generator + 2 * discriminator)
-    # 'pyramid' of width 4: batch norms over 16, 16 | 16, 8 | 8, 4 | 4 channels, two moments each;
-    # twice forwards in D's updates, once forwards and once backwards in G's.
+    # 'pyramid' of width 4: batch norms of 16, 16 | 16, 8 | 8, 4 | 4 channels with two moments each.
+    # Two forward passes in D's updates, a forward and a backward pass in G's.
     assert sent.moment_bytes == 4 * 4 * 2 * (16 + 16 + 16 + 8 + 8 + 4 + 4)
     assert sent.messages == 2 + 1 + 4 * 7
 
@@ -61,7 +61,7 @@ def test_traffic_by_hand():
 def test_seconds_by_hand():
     sent = scaling.Traffic(gradient_bytes=700_000_000, moment_bytes=100_000_000, messages=10)
     ethernet = scaling.Interconnect('Ethernet', 12.5e9, 30e-6, 'NVIDIA H200', '')
-    # Of 0.8 GB, 2 · 7/8 leave each device: 1.4 GB at 12.5 GB/s; ten times 2 · 3 hops.
+    # Each device sends 2 · 7/8 of 0.8 GB, which is 1.4 GB, at 12.5 GB/s; 10 messages of 2 · 3 hops.
     np.testing.assert_allclose(
         scaling.all_reduce_seconds(sent, ethernet, 8), 0.112 + 10 * 6 * 30e-6
     )
