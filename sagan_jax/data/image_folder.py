@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from sagan_jax.data.preparing import shards
+from sagan_jax.data.preparing import Shard, shards
 from sagan_jax.errors import UserError
 from sagan_jax.images import SUFFIXES, read_square
 
@@ -124,7 +124,9 @@ class FolderOfImages(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             ),
         )
 
-    def _shard_iterators_per_split(self, dl_manager):
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Shard]]:
         del dl_manager
         size = self.builder_config.image_size
         return {

@@ -16,6 +16,8 @@ from absl import logging
 
 from sagan_jax.errors import UserError
 
+Shard = Callable[[], Iterator[tuple[Any, dict]]]  # opens the (key, example) pairs of one file
+
 
 def prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
     """Calls `make_builder`, and prepares the builder's data on first use.
@@ -44,9 +46,7 @@ def prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
     return builder
 
 
-def shards(
-    examples: Iterator[tuple[Any, dict]], count: int, example_bytes: int
-) -> list[Callable[[], Iterator[tuple[Any, dict]]]]:
+def shards(examples: Iterator[tuple[Any, dict]], count: int, example_bytes: int) -> list[Shard]:
     """Divides `count` examples among files, for `ShardBasedBuilder`.
 
     One iterator fills the files one after the other. TFDS writes them in order.

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from scipy.special import xlogy
 
-from sagan_jax.data.preparing import shards
+from sagan_jax.data.preparing import Shard, shards
 
 SIZE = 32
 COUNTS = {'train': 20_000, 'test': 2_000}
@@ -244,7 +244,9 @@ class Shapes(tfds.core.ShardBasedBuilder):
             ),
         )
 
-    def _shard_iterators_per_split(self, dl_manager):
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Shard]]:
         del dl_manager
         return {
             split: shards(_examples(split), count, SIZE * SIZE * 3)
