@@ -195,8 +195,8 @@ def generate(
 ) -> tuple[jax.Array, Variables]:
     """Returns images, float32 [b, H, W, 3] in [-1, 1], and the next batch statistics."""
     variables = {'params': weights, 'batch_stats': batch_stats}
-    images, stats = game.generator.apply(variables, z, labels, train=True)
-    return images, _averaged(game, stats['batch_stats'])
+    images, batch_stats = game.generator.apply(variables, z, labels, train=True)
+    return images, _averaged(game, batch_stats)
 
 
 def discriminate(
@@ -208,9 +208,9 @@ def discriminate(
     with AC-GAN and None otherwise.
     """
     variables = {'params': weights, 'batch_stats': batch_stats}
-    outputs, stats = game.discriminator.apply(variables, images, labels, train=True)
+    outputs, batch_stats = game.discriminator.apply(variables, images, labels, train=True)
     logits, class_logits = outputs if game.config.model.conditioning == 'acgan' else (outputs, None)
-    return (logits, class_logits), _averaged(game, stats['batch_stats'])
+    return (logits, class_logits), _averaged(game, batch_stats)
 
 
 def discriminate_both(

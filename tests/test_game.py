@@ -49,9 +49,10 @@ def cross_entropy(class_logits, labels):
 def test_acgan_classifies_real_and_generated_images():
     game, generator, discriminator = create(model__conditioning='acgan', model__acgan_weight=0.5)
     weights, reals, fakes = discriminator['params'], labelled(1), labelled(2)
+    d_weights = {'params': weights, 'batch_stats': {}}
     apply = jax.jit(partial(game.discriminator.apply, train=False))
-    (real, real_classes), _ = apply({'params': weights}, *reals)
-    (fake, fake_classes), _ = apply({'params': weights}, *fakes)
+    (real, real_classes), _ = apply(d_weights, *reals)
+    (fake, fake_classes), _ = apply(d_weights, *fakes)
 
     loss, (_, metrics) = on_one_device(partial(discriminator_loss, game))(weights, {}, reals, fakes)
     classes = cross_entropy(real_classes, reals[1]) + cross_entropy(fake_classes, fakes[1])
@@ -64,7 +65,7 @@ def test_acgan_classifies_real_and_generated_images():
     z = np.random.default_rng(3).normal(size=(8, 8)).astype(np.float32)
     variables = generator['params'], generator['batch_stats']
     images, _ = on_one_device(partial(generate, game))(*variables, z, fakes[1])
-    (logits, class_logits), _ = apply({'params': weights}, images, fakes[1])
+    (logits, class_logits), _ = apply(d_weights, images, fakes[1])
     loss, _ = on_one_device(partial(generator_loss, game))(*variables, weights, {}, z, fakes[1])
     expected = -logits.mean() + 0.5 * cross_entropy(class_logits, fakes[1])
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
@@ -110,7 +111,8 @@ def test_mode_seeking_compares_images_of_one_class():
     labels = np.array([0, 1, 2, 0, 1, 1, 2, 1], np.int32)
     paired = np.array([0, 0, 2, 2, 1, 1, 2, 2], np.int32)
     images, _ = on_one_device(partial(generate, game))(*variables, z, paired)
-    logits, _ = game.discriminator.apply({'params': weights}, images, paired, train=False)
+    d_weights = {'params': weights, 'batch_stats': {}}
+    logits, _ = game.discriminator.apply(d_weights, images, paired, train=False)
     images = np.asarray(images).reshape(4, 2, -1)
     distances = np.abs(images[:, 0] - images[:, 1]).mean(-1)
     ratios = np.abs(z[::2] - z[1::2]).mean(-1) / (distances + 0.01)

@@ -249,8 +249,9 @@ def test_one_step_against_its_definition(first_step, on_devices):
     mirrored = jax.random.bernoulli(stream_key(config.seed, Stream.AUGMENTATION, 0), shape=(8,))
     assert 0 < mirrored.sum() < 8
     seen = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images) / 127.5 - 1
+    weights, _ = discriminator.normalise(before.discriminator)
     logits, _ = jax.jit(discriminator.apply, static_argnames='train')(
-        before.discriminator, seen.astype(np.float32), labels, train=False
+        weights, seen.astype(np.float32), labels, train=False
     )
     np.testing.assert_allclose(on_devices[1][1][0]['real_logit'][0], logits.mean(), rtol=1e-4)
 
@@ -281,9 +282,11 @@ def test_generator_gradient_against_end_to_end_differentiation(first_step):
     @jax.jit
     @jax.grad
     def gradient(params):
-        images, _ = generator.apply(before.generator | {'params': params}, z, labels, train=True)
+        weights, _ = generator.normalise(before.generator | {'params': params})
+        images, _ = generator.apply(weights, z, labels, train=True)
         # The discriminator after its own update, with its next u.
-        logits, _ = discriminator.apply(after.discriminator, images, labels, train=False)
+        d_weights, _ = discriminator.normalise(after.discriminator)
+        logits, _ = discriminator.apply(d_weights, images, labels, train=False)
         return losses.hinge_generator(logits)
 
     expected = traverse_util.flatten_dict(gradient(before.generator['params']))

@@ -65,7 +65,11 @@ def check_same_function(config: ml_collections.ConfigDict, state: TrainState) ->
 
     def ours(network, variables, inputs):
         with jax.default_matmul_precision('highest'):
-            apply = jax.jit(lambda variables, *args: network.apply(variables, *args, train=True)[0])
+            apply = jax.jit(
+                lambda variables, *args: network.apply(
+                    network.normalise(variables)[0], *args, train=True
+                )[0]
+            )
             return np.asarray(apply(variables, inputs, labels))
 
     def theirs(network, variables, inputs):

@@ -33,20 +33,21 @@ class Network(NamedTuple):
     Attributes:
       init: `init(key) -> variables`, `{'params', 'batch_stats', 'spectral_stats'}`; the last is
         empty where the configuration does not normalise this network.
-      apply: `apply(variables, *inputs, train) -> (outputs, stats)`. The generator takes z
+      normalise: `normalise(variables) -> (weights, spectral_stats)`, see `spectral_norm.normalise`.
+        `weights` are `{'params', 'batch_stats'}` with normalised parameters.
+      apply: `apply(weights, *inputs, train) -> (outputs, batch_stats)`. The generator takes z
         float32 [B, z_dim] and labels int32 [B] and gives images float32 [B, S, S, 3] in [-1, 1];
         the discriminator takes such images and labels and gives logits float32 [B], with the
         conditioning 'acgan' beside the class logits float32 [B, classes]; with 'projection' it
-        takes K labels for each image too, int32 [B, K], and gives logits [B, K]. `stats` holds
-        the collections other than 'params' as they are after the pass; with `train=False` they
-        come back untouched. Without 'spectral_stats' in `variables`, the parameters are taken as
-        weights that are normalised already.
-      attention: `attention(variables, *inputs) -> {resolution: float32 [B, N, M]}`, in order: what
-        each of N positions of a feature map takes from each of M keys, all frozen. `variables` are
-        weights that are normalised, and batch statistics.
+        takes K labels for each image too, int32 [B, K], and gives logits [B, K]. `batch_stats`
+        are as they are after the pass, which changes them with `train=True` only. Raises
+        ValueError for anything but weights.
+      attention: `attention(weights, *inputs) -> {resolution: float32 [B, N, M]}`, in order: what
+        each of N positions of a feature map takes from each of M keys, all frozen.
     """
 
     init: Callable[[jax.Array], Variables]
+    normalise: Callable[[Variables], tuple[Variables, Variables]]
     apply: Callable[..., tuple[jax.Array, Variables]]
     attention: Callable[..., dict[int, jax.Array]]
 
@@ -76,43 +77,72 @@ def create(
     _check_attention('generator', model.generator_attention, maps[0])
     _check_attention('discriminator', model.discriminator_attention, maps[1])
     _check_query_block(model)
-    dtype = _dtype(config.dtype)
-    attention_block = _attention_block(model, dtype)
-    g_widths = tuple(width * model.generator_width for width in arch.generator)
-    d_widths = tuple(width * model.discriminator_width for width in arch.discriminator)
-    bn = config.batch_norm
-    norm = {'decay': bn.decay, 'epsilon': bn.epsilon, 'axis_name': axis_name, 'dtype': dtype}
+    return create_generator(config, axis_name), create_discriminator(config, axis_name)
+
+
+def create_generator(
+    config: ml_collections.ConfigDict,
+    axis_name: str | None = None,
+    num_classes: int | None = None,
+    momentum: float | None = None,
+) -> Network:
+    """The generator of a configuration that `create` accepts.
+
+    Args:
+      config, axis_name: see `create`.
+      num_classes: rows of the tables of a conditional generator; by default those of the
+        configuration.
+      momentum: of all running averages of batch moments; by default those of the configuration.
+        With 0 the averages after a pass are the moments of that batch.
+    """
+    model, bn = config.model, config.batch_norm
+    arch = architecture(model.architecture, config.dataset.image_size)
+    widths = tuple(width * model.generator_width for width in arch.generator)
+    norm = {
+        'decay': bn.decay if momentum is None else momentum,
+        'epsilon': bn.epsilon,
+        'axis_name': axis_name,
+        'dtype': _dtype(config.dtype),
+    }
     if model.architecture == 'dcgan':
-        generator = DCGANGenerator(g_widths, **norm)
-        discriminator = DCGANDiscriminator(d_widths, **norm)
+        module = DCGANGenerator(widths, **norm)
     else:
-        classes = config.dataset.num_classes
-        generator = Generator(
-            widths=g_widths,
+        classes = config.dataset.num_classes if num_classes is None else num_classes
+        module = Generator(
+            widths=widths,
             attention=tuple(model.generator_attention),
-            attention_block=attention_block,
+            attention_block=_attention_block(model, norm['dtype']),
             num_classes=0 if model.conditioning == 'none' else classes,
-            last_decay=bn.last_decay,
+            last_decay=bn.last_decay if momentum is None else momentum,
             **norm,
         )
-        discriminator = Discriminator(
-            widths=d_widths,
+    inputs = jnp.zeros((1, model.z_dim)), jnp.zeros((1,), jnp.int32)
+    return _network(config, module, inputs, config.spectral_norm.generator)
+
+
+def create_discriminator(
+    config: ml_collections.ConfigDict, axis_name: str | None = None
+) -> Network:
+    """The discriminator of a configuration that `create` accepts; for arguments see there."""
+    model, bn, image_size = config.model, config.batch_norm, config.dataset.image_size
+    arch = architecture(model.architecture, image_size)
+    widths = tuple(width * model.discriminator_width for width in arch.discriminator)
+    dtype = _dtype(config.dtype)
+    if model.architecture == 'dcgan':
+        module = DCGANDiscriminator(widths, bn.decay, bn.epsilon, axis_name, dtype)
+    else:
+        classes = config.dataset.num_classes
+        module = Discriminator(
+            widths=widths,
             downs=arch.downs,
             attention=tuple(model.discriminator_attention),
-            attention_block=attention_block,
+            attention_block=_attention_block(model, dtype),
             num_classes=classes if model.conditioning == 'projection' else 0,
             classifier=classes if model.conditioning == 'acgan' else 0,
             dtype=dtype,
         )
-
-    initialise = _initialiser(model.initializer)
-    z, labels = jnp.zeros((1, model.z_dim)), jnp.zeros((1,), jnp.int32)
-    images = jnp.zeros((1, image_size, image_size, 3))
-    sn = config.spectral_norm
-    return (
-        _network(generator, (z, labels), initialise, sn.generator, sn.epsilon),
-        _network(discriminator, (images, labels), initialise, sn.discriminator, sn.epsilon),
-    )
+    inputs = jnp.zeros((1, image_size, image_size, 3)), jnp.zeros((1,), jnp.int32)
+    return _network(config, module, inputs, config.spectral_norm.discriminator)
 
 
 def count_parameters(variables: Variables) -> int:
@@ -121,8 +151,11 @@ def count_parameters(variables: Variables) -> int:
 
 
 def _network(
-    module: nn.Module, inputs: tuple, initialise: Callable, normalised: bool, epsilon: float
+    config: ml_collections.ConfigDict, module: nn.Module, inputs: tuple, normalised: bool
 ) -> Network:
+    """The functions of a module, for inputs of such shapes but for the first axis."""
+    initialise, epsilon = _initialiser(config.model.initializer), config.spectral_norm.epsilon
+
     def init(key):
         params_key, spectral_key = jax.random.split(key)
         variables = module.init(params_key, *inputs, train=False)
@@ -134,31 +167,24 @@ def _network(
             'spectral_stats': spectral,
         }
 
-    def apply(variables, *inputs, train):
-        stats = {name: value for name, value in variables.items() if name != 'params'}
-        weights, spectral = spectral_norm.normalise(
-            variables['params'], stats.get('spectral_stats', {}), epsilon
+    def normalise(variables):
+        params, spectral = spectral_norm.normalise(
+            variables['params'], variables['spectral_stats'], epsilon
         )
-        outputs, updated = module.apply(
-            {'params': weights, 'batch_stats': stats.get('batch_stats', {})},
-            *inputs,
-            train=train,
-            mutable=['batch_stats'],
-        )
-        after = {'batch_stats': updated.get('batch_stats', {}), 'spectral_stats': spectral}
-        return outputs, {name: after[name] if train else stats[name] for name in stats}
+        return {'params': params, 'batch_stats': variables['batch_stats']}, spectral
 
-    def attention(variables, *inputs):
-        _, found = module.apply(
-            {name: variables[name] for name in ('params', 'batch_stats')},
-            *inputs,
-            train=False,
-            mutable=['attention'],
-        )
+    def apply(weights, *inputs, train):
+        if weights.keys() != {'params', 'batch_stats'}:
+            raise ValueError(f'expected weights, see Network.normalise, got {", ".join(weights)}')
+        outputs, updated = module.apply(weights, *inputs, train=train, mutable=['batch_stats'])
+        return outputs, updated.get('batch_stats', {})
+
+    def attention(weights, *inputs):
+        _, found = module.apply(weights, *inputs, train=False, mutable=['attention'])
         maps = found.get('attention', {})
         return {int(name.removeprefix('attention')): maps[name]['weights'][0] for name in maps}
 
-    return Network(init, apply, attention)
+    return Network(init, normalise, apply, attention)
 
 
 def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:

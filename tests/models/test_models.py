@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sagan_jax import models, spectral_norm
+from sagan_jax import models
 from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from tests import tiny
@@ -51,9 +51,12 @@ def test_shapes_at_every_resolution(image_size, conditioning):
 
     def both(key, z, labels):
         g, d = generator.init(key), discriminator.init(key)
-        images, g_stats = generator.apply(g, z, labels, train=True)
-        logits, d_stats = discriminator.apply(d, images, labels, train=True)
-        return g, d, images, logits, g_stats, d_stats
+        (g_weights, g_spectral), (d_weights, d_spectral) = (
+            generator.normalise(g), discriminator.normalise(d)
+        )  # fmt: skip
+        images, g_stats = generator.apply(g_weights, z, labels, train=True)
+        logits, d_stats = discriminator.apply(d_weights, images, labels, train=True)
+        return g, d, images, logits, (g_stats, g_spectral), (d_stats, d_spectral)
 
     g, d, images, logits, g_stats, d_stats = jax.eval_shape(
         both, jax.random.key(0), jnp.zeros((2, config.model.z_dim)), jnp.zeros(2, jnp.int32)
@@ -62,8 +65,8 @@ def test_shapes_at_every_resolution(image_size, conditioning):
     assert logits.shape == (2,)
     assert images.dtype == logits.dtype == jnp.float32
     for variables, stats in ((g, g_stats), (d, d_stats)):
-        for name in ('batch_stats', 'spectral_stats'):
-            chex.assert_trees_all_equal_shapes(stats[name], variables[name])
+        for name, found in zip(('batch_stats', 'spectral_stats'), stats, strict=True):
+            chex.assert_trees_all_equal_shapes(found, variables[name])
         assert {'attention8', 'attention16'} <= variables['params'].keys()
     unconditional = conditioning == 'none'
     assert ('embed' in d['params']) != unconditional
@@ -73,8 +76,12 @@ def test_shapes_at_every_resolution(image_size, conditioning):
 def compiled(config):
     """Networks with compiled functions; eagerly they would take half a minute."""
     return [
-        models.Network(jax.jit(init), jax.jit(apply, static_argnames='train'), jax.jit(attention))
-        for init, apply, attention in models.create(config)
+        network._replace(
+            init=jax.jit(network.init),
+            normalise=jax.jit(network.normalise),
+            apply=jax.jit(network.apply, static_argnames='train'),
+        )
+        for network in models.create(config)
     ]
 
 
@@ -89,48 +96,41 @@ def test_application_is_pure_and_evaluation_changes_nothing(tiny_networks):
     before = jax.tree.map(np.array, variables)
     z, labels = jax.random.normal(jax.random.key(1), (4, 8)), jnp.array([0, 1, 2, 0])
 
-    images, stats = generator.apply(variables, z, labels, train=False)
-    chex.assert_trees_all_equal(variables, before)
-    chex.assert_trees_all_equal(stats, {k: v for k, v in before.items() if k != 'params'})
+    weights, spectral_stats = generator.normalise(variables)
+    images, batch_stats = generator.apply(weights, z, labels, train=False)
+    chex.assert_trees_all_equal(batch_stats, before['batch_stats'])
     assert np.abs(images).max() <= 1
 
-    _, stats = generator.apply(variables, z, labels, train=True)
+    _, batch_stats = generator.apply(weights, z, labels, train=True)
     chex.assert_trees_all_equal(variables, before)
-    moved = jax.tree.map(
-        lambda a, b: not np.array_equal(a, b), stats['spectral_stats'], before['spectral_stats']
-    )
-    assert all(jax.tree.leaves(moved))
+    for name, after in (('spectral_stats', spectral_stats), ('batch_stats', batch_stats)):
+        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), after, before[name])
+        assert all(jax.tree.leaves(moved))
 
-    d_variables = discriminator.init(jax.random.key(0))
-    logits, _ = discriminator.apply(d_variables, images, labels, train=False)
-    other, _ = discriminator.apply(d_variables, images, (labels + 1) % 3, train=False)
+    d_weights, _ = discriminator.normalise(discriminator.init(jax.random.key(0)))
+    logits, _ = discriminator.apply(d_weights, images, labels, train=False)
+    other, _ = discriminator.apply(d_weights, images, (labels + 1) % 3, train=False)
     assert not np.allclose(logits, other)  # the projection sees the label
 
 
 def test_several_labels_for_each_image():
     config = tiny.config(dataset__num_classes=5)
     _, discriminator = models.create(config)
-    variables = discriminator.init(jax.random.key(0))
+    weights, _ = discriminator.normalise(discriminator.init(jax.random.key(0)))
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     labels = np.array([[0, 4], [3, 1], [2, 2], [1, 0]], np.int32)
-    logits, _ = discriminator.apply(variables, images, labels, train=False)
+    logits, _ = discriminator.apply(weights, images, labels, train=False)
     for column in range(2):
-        alone, _ = discriminator.apply(variables, images, labels[:, column], train=False)
+        alone, _ = discriminator.apply(weights, images, labels[:, column], train=False)
         np.testing.assert_allclose(logits[:, column], alone, rtol=1e-5, atol=1e-5)
     assert abs(logits[0, 0] - logits[0, 1]) > 1e-3
 
 
-def test_weights_without_spectral_statistics_are_not_normalised_again(tiny_networks):
+def test_what_is_not_normalised_is_not_applied(tiny_networks):
     generator, _ = tiny_networks
     variables = generator.init(jax.random.key(0))
-    z, labels = jax.random.normal(jax.random.key(1), (4, 8)), jnp.zeros(4, jnp.int32)
-    expected, _ = generator.apply(variables, z, labels, train=True)
-    weights, _ = spectral_norm.normalise(variables['params'], variables['spectral_stats'])
-    images, stats = generator.apply(
-        {'params': weights, 'batch_stats': variables['batch_stats']}, z, labels, train=True
-    )
-    np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-5)
-    assert stats.keys() == {'batch_stats'}
+    with pytest.raises(ValueError, match=r'expected weights, .*spectral_stats'):
+        generator.apply(variables, np.zeros((4, 8)), np.zeros(4, np.int32), train=False)
 
 
 @pytest.mark.parametrize('network', ['generator', 'discriminator'])
@@ -147,8 +147,10 @@ def test_bfloat16_keeps_parameters_and_outputs_float32(tiny_networks):
     for dtype in ('float32', 'bfloat16'):
         generator, discriminator = compiled(tiny.config(dtype=dtype))
         g, d = generator.init(jax.random.key(0)), discriminator.init(jax.random.key(1))
-        images[dtype], stats = generator.apply(g, *inputs, train=True)
-        logits, _ = discriminator.apply(d, images[dtype], inputs[1], train=True)
+        weights, _ = generator.normalise(g)
+        images[dtype], stats = generator.apply(weights, *inputs, train=True)
+        d_weights, _ = discriminator.normalise(d)
+        logits, _ = discriminator.apply(d_weights, images[dtype], inputs[1], train=True)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((g, d, stats, logits)))
     difference = np.abs(images['float32'] - images['bfloat16'])
     assert 0 < difference.mean() < 0.02

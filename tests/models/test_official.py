@@ -56,42 +56,33 @@ def without_sigma(spectral_stats):
 
 
 def test_generator_in_training_mode(converted, networks):
-    images, stats = networks[0].apply(converted[0], GOLDEN['z'], GOLDEN['labels'], train=True)
+    weights, spectral_stats = networks[0].normalise(converted[0])
+    images, batch_stats = networks[0].apply(weights, GOLDEN['z'], GOLDEN['labels'], train=True)
     np.testing.assert_allclose(images, GOLDEN['out|g_train'], **TOLERANCE)
 
     u = expected_stats(converted[0], 0, 'spectral_stats', 'out|after_g_train|')
-    chex.assert_trees_all_close(
-        without_sigma(stats['spectral_stats']), without_sigma(u), **TOLERANCE
-    )
+    chex.assert_trees_all_close(without_sigma(spectral_stats), without_sigma(u), **TOLERANCE)
     averages = expected_stats(converted[0], 0, 'batch_stats', 'out|after_bn|')
     assert len(golden('out|after_bn|')) == 20
     for block in (f'block{i}' for i in range(1, 6)):  # the last batch norm is not recorded
-        chex.assert_trees_all_close(stats['batch_stats'][block], averages[block], **TOLERANCE)
+        chex.assert_trees_all_close(batch_stats[block], averages[block], **TOLERANCE)
 
 
 def test_generator_with_moving_averages(converted, networks):
-    images, stats = networks[0].apply(converted[0], GOLDEN['z'], GOLDEN['labels'], train=False)
+    weights, _ = networks[0].normalise(converted[0])
+    images, batch_stats = networks[0].apply(weights, GOLDEN['z'], GOLDEN['labels'], train=False)
     np.testing.assert_allclose(images, GOLDEN['out|g_eval'], **TOLERANCE)
-    for collection in ('batch_stats', 'spectral_stats'):
-        chex.assert_trees_all_equal(stats[collection], converted[0][collection])
+    chex.assert_trees_all_equal(batch_stats, converted[0]['batch_stats'])
 
 
 def test_discriminator(converted, networks):
     discriminator = networks[1]
-    logits, stats = discriminator.apply(
-        converted[1], GOLDEN['images'], GOLDEN['labels'], train=True
-    )
-    np.testing.assert_allclose(logits, GOLDEN['out|d_real'][:, 0], **TOLERANCE)
+    weights, spectral_stats = discriminator.normalise(converted[1])
     u = expected_stats(converted[1], 1, 'spectral_stats', 'out|after_d_real|')
-    chex.assert_trees_all_close(
-        without_sigma(stats['spectral_stats']), without_sigma(u), **TOLERANCE
-    )
-
-    logits, stats = discriminator.apply(
-        converted[1], GOLDEN['images'], GOLDEN['labels'], train=False
-    )
-    np.testing.assert_allclose(logits, GOLDEN['out|d_noop'][:, 0], **TOLERANCE)
-    chex.assert_trees_all_equal(stats['spectral_stats'], converted[1]['spectral_stats'])
+    chex.assert_trees_all_close(without_sigma(spectral_stats), without_sigma(u), **TOLERANCE)
+    for train, expected in ((True, 'out|d_real'), (False, 'out|d_noop')):
+        logits, _ = discriminator.apply(weights, GOLDEN['images'], GOLDEN['labels'], train=train)
+        np.testing.assert_allclose(logits, GOLDEN[expected][:, 0], **TOLERANCE)
 
 
 def test_convert_ignores_optimiser_slots_and_outer_scopes():
