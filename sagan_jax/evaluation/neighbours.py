@@ -7,7 +7,7 @@ import numpy as np
 
 from sagan_jax import data
 from sagan_jax.evaluation import real_statistics
-from sagan_jax.metrics.features import on_devices
+from sagan_jax.system.streaming import on_devices
 
 
 class Neighbours(NamedTuple):

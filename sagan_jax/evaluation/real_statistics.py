@@ -21,9 +21,10 @@ from sagan_jax import data
 from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import in_domain, inception, scores
-from sagan_jax.metrics.features import Collected, FeatureNetwork, collect, on_devices
+from sagan_jax.metrics.features import Collected, FeatureNetwork, collect
 from sagan_jax.system import distributed
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.streaming import on_devices
 
 TESTED = 10_000  # pictures, at most, that the classifier's accuracy is taken from
 

@@ -13,9 +13,10 @@ from sagan_jax.errors import UserError
 from sagan_jax.images import read
 from sagan_jax.metrics import folders, inception, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
-from sagan_jax.metrics.features import Collected, collect, on_devices
+from sagan_jax.metrics.features import Collected, collect
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import versions
+from sagan_jax.system.streaming import on_devices
 
 MAX_PAIRED = 10_000  # images of each folder, at most, for scores over pairs of samples
 

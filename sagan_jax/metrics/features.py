@@ -1,11 +1,10 @@
-"""Runs a feature network on all devices and collects what the scores need."""
+"""Feature networks, and what the scores need of their features."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sagan_jax.metrics.scores import (
     Moments,
@@ -15,7 +14,6 @@ from sagan_jax.metrics.scores import (
     moments,
     split_sums,
 )
-from sagan_jax.system import distributed
 
 Variables = dict[str, Any]  # Flax variables, {'params': …}
 
@@ -43,58 +41,6 @@ class FeatureNetwork(NamedTuple):
     variables: Variables
     layer: str
     logits: str
-
-
-def on_devices(
-    apply: Callable[[Any, Any], dict[str, jax.Array]],
-    batch_size: int,
-    devices: list[jax.Device] | None = None,
-) -> Callable[[Any, Iterable[Any]], Iterator[dict[str, np.ndarray]]]:
-    """Builds `stream(variables, batches)`, which iterates over the features of batches of images.
-
-    Batches of any length are cut into parts of `batch_size`, rounded up to a multiple of the
-    devices, which share each part. The last part is padded and its padding removed afterwards. So
-    `apply` is compiled once, no image is dropped, and the features depend neither on `batch_size`
-    nor on the number of devices.
-
-    Args:
-      apply: `apply(variables, images) -> {name: [n, …]}`. Must process each image independently.
-      batch_size: images at a time.
-      devices: the local devices by default. If they belong to several processes, all of these must
-        call `stream` with the same batches, and all receive all features.
-
-    Returns:
-      `stream(variables, batches)`. Batches are arrays [n, …] or trees of arrays of the same length;
-      they may also be inputs from which `apply` generates images.
-    """
-    devices = devices or jax.local_devices()
-    mesh = Mesh(np.array(devices), ('batch',))
-    rows, whole = NamedSharding(mesh, PartitionSpec('batch')), NamedSharding(mesh, PartitionSpec())
-    part = -(-batch_size // len(devices)) * len(devices)
-    run = jax.jit(apply, in_shardings=(whole, rows), out_shardings=whole)
-
-    def fetch(features: dict[str, jax.Array], count: int) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value)[:count] for name, value in features.items()}
-
-    def padded(array: np.ndarray) -> np.ndarray:
-        return np.pad(array, [(0, part - len(array))] + [(0, 0)] * (array.ndim - 1))
-
-    def stream(variables: Any, batches: Iterable[Any]) -> Iterator[dict[str, np.ndarray]]:
-        variables = distributed.place(variables, whole)
-        waiting = None  # the devices compute one part while the host handles the one before
-        for batch in batches:
-            length = len(jax.tree.leaves(batch)[0])
-            for start in range(0, length, part):
-                end = min(start + part, length)
-                images = jax.tree.map(lambda array, at=slice(start, end): padded(array[at]), batch)
-                features = run(variables, distributed.place(images, rows))
-                if waiting:
-                    yield fetch(*waiting)
-                waiting = features, end - start
-        if waiting:
-            yield fetch(*waiting)
-
-    return stream
 
 
 class Collected(NamedTuple):

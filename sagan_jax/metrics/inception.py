@@ -19,7 +19,8 @@ from jax.typing import ArrayLike
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import inception_weights
-from sagan_jax.metrics.features import FeatureNetwork, Variables, on_devices
+from sagan_jax.metrics.features import FeatureNetwork, Variables
+from sagan_jax.system.streaming import on_devices
 
 NAME = 'inception-2015-12-05'
 RESIZE = 'tf1-bilinear-299'

@@ -7,7 +7,8 @@ import pytest
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import scores
-from sagan_jax.metrics.features import collect, on_devices
+from sagan_jax.metrics.features import collect
+from sagan_jax.system.streaming import on_devices
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 4, 3, 3), np.uint8)
 WEIGHTS = {'w': np.random.default_rng(1).normal(size=(36, 5)).astype(np.float32)}
