@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from launch.sweep import paper, results, runs
 from launch.sweep.results import Column, Result
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation.protocol import LOW_IS_GOOD
 from sagan_jax.system.files import atomic_path
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart
@@ -127,7 +128,7 @@ def _score_table(
     rows: dict[str, list[Cell]] = {name: [name, str(count)] for name, count in trained.items()}
     real: list[Cell] = [Cited('real images'), '']
     for index, column in enumerate(columns):
-        header.append(f'{column.title} {"↓" if column.score in results.LOW_IS_GOOD else "↑"}')
+        header.append(f'{column.title} {"↓" if column.score in LOW_IS_GOOD else "↑"}')
         real.append('' if column.real_value is None else Cited(f'{column.real_value:.4g}'))
         for name, group in variants.items():
             values = column.of(group)
@@ -169,7 +170,7 @@ def _charts(variants: dict[str, list[Result]], columns: Sequence[Column]) -> lis
             for style, (name, group) in enumerate(variants.items())
         ]
         if any(len(run) > 1 for curve in drawn for run in curve.runs):
-            low_is_good = column.score in results.LOW_IS_GOOD
+            low_is_good = column.score in LOW_IS_GOOD
             found.append(charts.chart(column.title, drawn, logarithmic=low_is_good))
     return found
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,19 +11,10 @@ import numpy as np
 from launch.sweep import runs
 from launch.sweep.runs import Run, State
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation.protocol import apart_from_counts, conditions, score_of
 from sagan_jax.viewing import protocols
 
-# Of a row of `evaluation/<step>.json`: what was found, and what it was found of. All the rest is
-# the protocol. The generator that is drawn from, averaged or not and with which batch statistics,
-# is of the system under test.
-FOUND = ('value', 'real_value', 'std', 'per_class', 'versions')
-SYSTEM = ('seed', 'step', 'ema', 'batch_statistics')
-
-# Of the protocol: what follows from the number of generated images.
-COUNTS = ('name', 'num_fake', 'num_real', 'subset_size')
-
 MAIN_SCORES = ('fid', 'is', 'intra_fid', 'class_share', 'colour_agreement')
-LOW_IS_GOOD = ('fid', 'intra_fid', 'kid', 'fid_infinity')
 
 
 class Result(NamedTuple):
@@ -101,7 +91,7 @@ def columns(results: dict[str, list[Result]]) -> list[Column]:
     for result in (result for group in results.values() for result in group):
         for step, rows in result.rows.items():
             for row in rows:
-                key = json.dumps(protocol(row), sort_keys=True)
+                key = json.dumps(conditions(row), sort_keys=True)
                 column = found.setdefault(key, {'row': row, 'values': {}})
                 column['values'][result.run, step] = row['value']
     found = sorted(found.values(), key=lambda column: _order(column['row']))
@@ -110,7 +100,7 @@ def columns(results: dict[str, list[Result]]) -> list[Column]:
         Column(
             title=title,
             score=score_of(column['row']['name']),
-            protocol=protocol(column['row']),
+            protocol=conditions(column['row']),
             values=column['values'],
             real_value=column['row'].get('real_value'),
         )
@@ -118,24 +108,10 @@ def columns(results: dict[str, list[Result]]) -> list[Column]:
     ]
 
 
-def protocol(row: dict[str, Any]) -> dict[str, Any]:
-    """How a score was measured, without what was measured and what came out."""
-    return {key: value for key, value in row.items() if key not in FOUND + SYSTEM}
-
-
-def score_of(name: str) -> str:
-    """The score that a name speaks of: 'in_domain_fid10k_train' is 'fid'."""
-    return re.fullmatch(r'(?:in_domain_)?(\w+?)\d+k?(?:_train|_test)?', name)[1]
-
-
 def has_most_samples(column: Column, among: Sequence[Column]) -> bool:
     """Whether no other column has the same score, measured alike, of more generated images."""
-
-    def but_for_counts(column):
-        rest = {key: value for key, value in column.protocol.items() if key not in COUNTS}
-        return rest | {'score': column.score}
-
-    alike = [other for other in among if but_for_counts(other) == but_for_counts(column)]
+    wanted = apart_from_counts(column.protocol)
+    alike = [other for other in among if apart_from_counts(other.protocol) == wanted]
     return column.protocol['num_fake'] == max(other.protocol['num_fake'] for other in alike)
 
 
@@ -174,4 +150,4 @@ def seconds_of_training(result: Result) -> float:
 def _order(row: dict[str, Any]) -> tuple:
     score = score_of(row['name'])
     rank = MAIN_SCORES.index(score) if score in MAIN_SCORES else len(MAIN_SCORES)
-    return rank, -row['num_fake'], row['name'], json.dumps(protocol(row), sort_keys=True)
+    return rank, -row['num_fake'], row['name'], json.dumps(conditions(row), sort_keys=True)

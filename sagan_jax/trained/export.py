@@ -13,7 +13,8 @@ from safetensors.numpy import save
 
 from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation import evaluate
+from sagan_jax.evaluation import protocol
+from sagan_jax.evaluation.protocol import Row
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.system.files import atomic_path
@@ -25,7 +26,6 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 _ROWS, _COLUMNS = 10, 8  # of the picture, a row a class
 _MOST_NAMES = 20  # of classes, in the card
 _PATHS = (('dataset', 'data_dir'), ('dataset', 'source_dir'), ('evaluation', 'inception_weights'))
-_PROTOCOL = ('features', 'resize', 'rounding', 'labels', 'batch_statistics')  # beside the counts
 
 
 def export(model: Model, workdir: Path, folder: Path) -> None:
@@ -44,8 +44,8 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
     Raises:
       UserError: when the folder cannot be written.
     """
-    labels = sampling.grid_labels(model.config, _ROWS, _COLUMNS)
-    images = np.concatenate(list(model.stream(np.arange(len(labels)), labels, seed=0)))
+    labels = sampling.grid_classes(model.config.dataset.num_classes, _ROWS)
+    images = model.sample_rows(labels, _COLUMNS)
     weights = flatten_dict(jax.tree.map(np.asarray, model.generator), sep='/')
     scores = RunFolder(workdir).scores(model.step)
     description = describe(model, scores)
@@ -74,7 +74,7 @@ def program(model: Model) -> jax.export.Exported:
     It takes z float32 [n, z_dim] and labels int32 [n], and gives images float32 [n, S, S, 3] in
     [-1, 1].
     """
-    generator, _ = models.create(model.config)
+    generator, _ = model.networks
     (n,) = jax.export.symbolic_shape('n')
     z = jax.ShapeDtypeStruct((n, model.config.model.z_dim), np.float32)
     labels = jax.ShapeDtypeStruct((n,), np.int32)
@@ -86,7 +86,7 @@ def program(model: Model) -> jax.export.Exported:
     return jax.export.export(generate, platforms=PLATFORMS)(z, labels)
 
 
-def describe(model: Model, scores: list[evaluate.Row]) -> dict[str, Any]:
+def describe(model: Model, scores: list[Row]) -> dict[str, Any]:
     """What an exported generator is, as it goes into `generator.json`."""
     config = model.config
     size, classes = config.dataset.image_size, len(model.class_names)
@@ -106,7 +106,7 @@ def describe(model: Model, scores: list[evaluate.Row]) -> dict[str, Any]:
     }
 
 
-def card(model: Model, scores: list[evaluate.Row]) -> str:
+def card(model: Model, scores: list[Row]) -> str:
     """The model card, in Markdown."""
     config, names = model.config, model.class_names
     classes = ', '.join(f'{label} {name}' for label, name in enumerate(names))
@@ -193,7 +193,7 @@ SHA-256 of the generator in the checkpoint of step {step}: `{sha256}`.
 """
 
 
-def _score_table(scores: list[evaluate.Row]) -> str:
+def _score_table(scores: list[Row]) -> str:
     """Each score with its protocol."""
     if not scores:
         return 'This checkpoint has not been scored.'
@@ -201,10 +201,5 @@ def _score_table(scores: list[evaluate.Row]) -> str:
     for row in scores:
         value = f'{row["value"]:.4g}' + (f' ± {row["std"]:.2g}' if 'std' in row else '')
         real = f'{row["real_value"]:.4g}' if 'real_value' in row else '–'
-        protocol = [
-            f'{row["num_fake"]:,} samples',
-            f'{row["num_real"]:,} pictures of {row["data"]} ({row["split"]})',
-            *(f'{key} {row[key]}' for key in _PROTOCOL if key in row),
-        ]
-        lines.append(f'| `{row["name"]}` | {value} | {real} | {"; ".join(protocol)} |')
+        lines.append(f'| `{row["name"]}` | {value} | {real} | {protocol.in_a_line(row)} |')
     return '\n'.join(lines)

@@ -12,8 +12,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from sagan_jax import sampling
-from sagan_jax.evaluation import evaluate
-from sagan_jax.evaluation.evaluate import Row
+from sagan_jax.evaluation.protocol import Row, identity
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.system.files import atomic_path
 from sagan_jax.viewing import charts, page, protocols
@@ -76,7 +75,7 @@ def html(workdir: Path, served: bool = False) -> str:
         class_rows=_class_rows(run, grids, classes),
         scores=[_score_cells(title, row) for title, row in zip(titles, latest, strict=True)],
         score_charts=_score_charts(titles, scores),
-        protocols=protocols.in_words(titles, [evaluate.protocol(row) for row in latest]),
+        protocols=protocols.in_words(titles, [identity(row) for row in latest]),
         curves=_curves(metrics, {row['name'] for row in latest}),
         attention_maps=_figures(
             {run.figures / f'attention_{network}.png': network for network in _NETWORKS},
@@ -93,7 +92,7 @@ def _scores(run: RunFolder) -> list[list[Row]]:
     series = {}
     for rows in run.all_scores().values():
         for row in rows:
-            key = json.dumps(evaluate.protocol(row) | {'step': None}, sort_keys=True)
+            key = json.dumps(identity(row) | {'step': None}, sort_keys=True)
             series.setdefault(key, []).append(row)
     return list(series.values())
 
@@ -103,7 +102,7 @@ def _grid_rows(run: RunFolder) -> list[str]:
     config, names = run.config(), run.class_names()
     if config.model.conditioning == 'none' or len(names) < 2:
         return []
-    return [names[label] for label in sampling.grid_labels(config, sampling.GRID_ROWS, 1)]
+    return [names[label] for label in sampling.grid_classes(config.dataset.num_classes)]
 
 
 # ---- What the page shows. ----------------------------------------------------------------------

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from sagan_jax import data, metrics
+from sagan_jax import data, metrics, models, sampling
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation import evaluate
+from sagan_jax.evaluation import evaluate, protocol
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.sampling import create_freeze, create_sampler
+from sagan_jax.sampling import create_freeze
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.train import train
@@ -74,8 +74,9 @@ def test_against_images_drawn_one_by_one(scored):
     config, workdir, rows = scored
     rows = by_name(rows)
     state = final_state(config, workdir)
-    frozen = create_freeze(config)(state.generator | {'params': state.ema_params})
-    sample = create_sampler(config)
+    frozen = create_freeze(config)(state.averaged)
+    generator, _ = models.create(config)
+    apply = jax.jit(generator.apply, static_argnames='train')
     source = data.load(config.dataset)
     real = np.stack([example['image'] for example in source.examples])
     real_labels = np.array([example['label'] for example in source.examples])
@@ -87,7 +88,8 @@ def test_against_images_drawn_one_by_one(scored):
             )
             for i in numbers
         ]
-        return sample(frozen, np.stack(z), labels)
+        images, _ = apply(frozen, np.stack(z), labels, train=False)
+        return np.asarray(sampling.to_uint8(images))
 
     labels = np.asarray(
         jax.random.randint(stream_key(config.seed, Stream.EVALUATION_LABELS), (50,), 0, 3)
@@ -198,11 +200,27 @@ def test_floats_and_standing_statistics_are_told(scored):
 
 
 def test_names_carry_what_numbers_hang_on():
-    config = tiny.config(evaluation__features='inception', evaluation__split='test')
-    assert evaluate.row_name(config, 'fid', 50_000) == 'fid50k_test'
-    assert evaluate.row_name(config, 'is', 50_000) == 'is50k'
-    assert evaluate.row_name(config, 'class_share', 1000) == 'in_domain_class_share1k'
-    assert evaluate.row_name(config, 'colour_agreement', 1000) == 'colour_agreement1k'
+    for score, num_samples, from_classifier, name in (
+        ('fid', 50_000, False, 'fid50k_test'),
+        ('fid', 10_000, True, 'in_domain_fid10k_test'),
+        ('is', 50_000, False, 'is50k'),
+        ('class_share', 1000, True, 'in_domain_class_share1k'),
+        ('colour_agreement', 1000, True, 'colour_agreement1k'),
+    ):
+        assert protocol.row_name(score, num_samples, 'test', from_classifier) == name
+        assert protocol.score_of(name) == score
+
+
+def test_scores_are_comparable_under_the_same_conditions(scored):
+    row = by_name(scored[2])['in_domain_fid50_train']
+    others = {'value': 1.0, 'real_value': 2.0, 'std': 0.1, 'per_class': {}, 'versions': {}}
+    systems = {'seed': 5, 'step': 2, 'ema': 0.0, 'batch_statistics': '8 standing batches of 64'}
+    assert protocol.identity(row | others) == protocol.identity(row)
+    assert protocol.conditions(row | others | systems) == protocol.conditions(row)
+    for key in row.keys() - others.keys():
+        changed = row | {key: 'other'}
+        assert protocol.identity(changed) != protocol.identity(row)
+        assert (protocol.conditions(changed) == protocol.conditions(row)) == (key in systems)
 
 
 # ---- The run. ----------------------------------------------------------------------------------
@@ -234,7 +252,7 @@ def test_the_better_score_is_kept(tmp_path):
     config = tiny.config()
     for best, worse, better in (('fid', 3, 1), ('is', 1, 3)):
         config.evaluation.best = best
-        name = evaluate.row_name(config, best, 40)
+        name = protocol.row_name(best, 40, 'train', in_domain=True)
         evaluate.write(RunFolder(tmp_path), 2, [{'name': name, 'value': 2}])
         assert evaluate.is_best(config, RunFolder(tmp_path), [{'name': name, 'value': better}], 2)
         assert not evaluate.is_best(

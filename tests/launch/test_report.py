@@ -14,6 +14,7 @@ from PIL import Image
 from launch import report
 from launch.sweep import paper, results, runs
 from launch.sweep.runs import Run
+from sagan_jax.evaluation.protocol import score_of
 from sagan_jax.viewing.page import IMAGE_WIDTH
 from tests.viewing.test_report import Page
 
@@ -213,7 +214,7 @@ def test_mean_and_deviation(values, text):
     ],
 )
 def test_score_of(name, score):
-    assert results.score_of(name) == score
+    assert score_of(name) == score
 
 
 def test_time_and_steps(workdir):

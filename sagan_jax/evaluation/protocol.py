@@ -1,0 +1,193 @@
+"""A score as a row with its protocol, and which keys of it make two scores comparable."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict, cast
+
+import ml_collections
+
+from sagan_jax import data
+from sagan_jax.data import shapes
+from sagan_jax.metrics import scores
+from sagan_jax.metrics.comparison import Score
+from sagan_jax.metrics.features import FeatureNetwork
+from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
+from sagan_jax.system.records import versions
+
+LOW_IS_GOOD = ('fid', 'intra_fid', 'kid', 'fid_infinity')  # of all others, high values are
+
+# Every key of a row but these says how it was measured.
+_RESULTS = ('value', 'real_value', 'std', 'per_class', 'versions')
+# What was measured. The generator that is sampled, averaged or not and with which batch
+# statistics, belongs to the system under test.
+_SYSTEM = ('seed', 'step', 'ema', 'batch_statistics')
+# What follows from the number of generated images.
+_COUNTS = ('name', 'num_fake', 'num_real', 'subset_size')
+# What a line about a score says beside the counts and the data.
+_IN_A_LINE = ('features', 'resize', 'rounding', 'labels', 'batch_statistics')
+
+_FAKES_ALONE = ('is', 'class_share', *shapes.SCORES)  # no real images enter these
+
+
+class Row(TypedDict):
+    """A score and its protocol, as `evaluation/<step>.json` has it."""
+
+    name: str  # see `row_name`
+    value: float
+    real_value: NotRequired[float]  # of the real images
+    std: NotRequired[float]  # over splits or subsets
+    per_class: NotRequired[dict[str, float]]
+    splits: NotRequired[int]
+    subsets: NotRequired[int]
+    subset_size: NotRequired[int]
+    k: NotRequired[int]  # neighbours
+    step: int
+    num_fake: int
+    num_real: int
+    data: str
+    split: str
+    image_size: int
+    features: NotRequired[str]  # these three: unless the score is read from the pixels
+    features_sha256: NotRequired[str]
+    resize: NotRequired[str]
+    rounding: str
+    labels: str
+    ema: float
+    batch_statistics: str
+    seed: int
+    versions: dict[str, str]
+
+
+# ---- What makes scores comparable. -------------------------------------------------------------
+
+
+def identity(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured and how: a row without what came out."""
+    return {key: value for key, value in row.items() if key not in _RESULTS}
+
+
+def conditions(row: Mapping[str, Any]) -> dict[str, Any]:
+    """How a score was measured. Two scores are comparable if and only if these are equal."""
+    return {key: value for key, value in identity(row).items() if key not in _SYSTEM}
+
+
+def apart_from_counts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions of a row, and its score, whatever the number of images."""
+    kept = {key: value for key, value in conditions(row).items() if key not in _COUNTS}
+    return kept | {'score': score_of(row['name'])}
+
+
+# ---- Names. ------------------------------------------------------------------------------------
+
+
+def row_name(score: str, num_samples: int, split: str, in_domain: bool) -> str:
+    """The name that a score carries: 'fid50k_train', 'is50k', 'in_domain_fid50k_train'.
+
+    Args:
+      score: 'fid', 'is', ….
+      num_samples: generated images.
+      split: of the real images, for scores that compare with them.
+      in_domain: whether the features are those of the classifier.
+    """
+    name = scores.score_name(score, num_samples)
+    if score not in _FAKES_ALONE:
+        name = f'{name}_{split}'
+    return f'in_domain_{name}' if in_domain and score not in shapes.SCORES else name
+
+
+def score_of(name: str) -> str:
+    """The score that a row's name speaks of: 'in_domain_fid10k_train' is 'fid'."""
+    return re.fullmatch(r'(?:in_domain_)?(\w+?)\d+k?(?:_train|_test)?', name)[1]
+
+
+# ---- Rows. -------------------------------------------------------------------------------------
+
+
+def is_meaningful(score: str, conditional: bool, features: str, has_classes: bool) -> bool:
+    """Whether a score says anything about the images.
+
+    Args:
+      score: 'fid', 'is', ….
+      conditional: whether the generator was asked for classes.
+      features: the name of the feature network.
+      has_classes: whether the data have any; without them the classifier tells rotations apart.
+    """
+    if score == 'class_share':
+        return conditional
+    # All samples have the same rotation.
+    return score != 'is' or features != IN_DOMAIN or has_classes
+
+
+def make_row(
+    config: ml_collections.ConfigDict,
+    step: int,
+    source: data.Source,
+    network: FeatureNetwork,
+    score: Score,
+    real_value: float | None,
+) -> Row:
+    """The row of a score.
+
+    Args:
+      config: the run's configuration.
+      step: of the checkpoint.
+      source: the real images.
+      network: whose outputs the score is computed from.
+      score: see `metrics.comparison`.
+      real_value: the same score of the real images, if it has one.
+    """
+    standing = config.batch_norm.standing_batches
+    conditional = config.model.conditioning != 'none'
+    found = {
+        'name': row_name(score.name, score.num_fake, source.split, network.name == IN_DOMAIN),
+        'value': score.value,
+    }
+    if real_value is not None:
+        found['real_value'] = real_value
+    found |= score.details | {
+        'step': step,
+        'num_fake': score.num_fake,
+        'num_real': score.num_real,
+        'data': source.name,
+        'split': source.split,
+        'image_size': source.image_size,
+    }
+    if score.name not in shapes.SCORES:
+        found |= {
+            'features': network.name,
+            'features_sha256': network.sha256,
+            'resize': network.resize,
+        }
+    found |= {
+        'rounding': 'uint8' if config.evaluation.round_to_uint8 else 'none',
+        'labels': f'uniform over {config.dataset.num_classes}' if conditional else 'none',
+        'ema': config.ema.decay,
+        'batch_statistics': f'{standing} standing batches of {config.batch_size}'
+        if standing
+        else 'running averages',
+        'seed': config.seed,
+        'versions': versions(),
+    }
+    return cast(Row, found)
+
+
+# ---- In words. ---------------------------------------------------------------------------------
+
+
+def describe(row: Row) -> str:
+    """A line about a score: its name, its value, and that of the real images if it has one."""
+    text = f'{row["name"]:<36} {row["value"]:.4g}'
+    if 'std' in row:
+        text += f' ± {row["std"]:.2g}'
+    if 'real_value' in row:
+        text += f'  (real pictures: {row["real_value"]:.4g})'
+    return text
+
+
+def in_a_line(row: Row) -> str:
+    """The main conditions of a score."""
+    return '; '.join([
+        f'{row["num_fake"]:,} samples',
+        f'{row["num_real"]:,} pictures of {row["data"]} ({row["split"]})',
+        *(f'{key} {row[key]}' for key in _IN_A_LINE if key in row),
+    ])  # fmt: skip
