@@ -16,6 +16,7 @@ from sagan_jax import data, models, sampling
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
+from sagan_jax.evaluation.protocol import Row
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import RunLog, SilentLog, Stopwatch
@@ -60,7 +61,7 @@ class Run:
     batches: Iterator[tuple[np.ndarray, ...]]
     reals: np.ndarray
     sample: Callable[[TrainState], np.ndarray]
-    score: Callable[[int, TrainState], list[evaluate.Row]] | None
+    score: Callable[[int, TrainState], list[Row]] | None
     log: RunLog | SilentLog
     recent: ocp.CheckpointManager | None
     best: ocp.CheckpointManager | None
@@ -113,7 +114,7 @@ def open_run(
     step = int(state.step)
     distributed.on_first(lambda: _write_configuration(folder, config, record))
     log = RunLog(folder, step) if distributed.is_first() else SilentLog()
-    labels = sampling.grid_labels(config, sampling.GRID_ROWS, sampling.GRID_COLUMNS)
+    classes = sampling.grid_classes(config.dataset.num_classes)
     run = Run(
         config=config,
         folder=folder,
@@ -126,8 +127,8 @@ def open_run(
             stop=config.num_train_steps // config.steps_per_call,
             rows=local_rows(config),
         ),
-        reals=_cells_of_reals(summary, labels),
-        sample=_create_sampler(config, labels),
+        reals=_cells_of_reals(summary, classes),
+        sample=_create_sampler(config, classes),
         score=score,
         log=log,
         recent=recent,
@@ -209,39 +210,39 @@ def _restore_or_begin(
 # ---- What is drawn and scored. -----------------------------------------------------------------
 
 
-def generator_of(state: TrainState) -> models.Variables:
-    """The variables of the averaged generator, on one device, valid until the next step."""
-    generator, ema_params = single_copy((state.generator, state.ema_params))
-    return generator | {'params': ema_params}
-
-
 def _create_sampler(
-    config: ml_collections.ConfigDict, labels: np.ndarray
+    config: ml_collections.ConfigDict, classes: np.ndarray
 ) -> Callable[[TrainState], np.ndarray]:
-    freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
-    noise = sampling.fixed_noise(config, labels)
-    return lambda state: sample(freeze(generator_of(state)), noise, labels)
+    columns, (generator, _) = sampling.GRID_COLUMNS, models.create(config)
+    freeze = sampling.create_freeze(config)
+    sample = sampling.create_sample(generator, config.model.z_dim, config.evaluation.batch_size)
+
+    def draw(state):
+        frozen = freeze(single_copy(state).averaged)
+        return sampling.sample_rows(sample, frozen, classes, columns, config.seed)
+
+    return draw
 
 
 def _create_scorer(
     config: ml_collections.ConfigDict, signals: list[int]
-) -> Callable[[int, TrainState], list[evaluate.Row]]:
+) -> Callable[[int, TrainState], list[Row]]:
     score = evaluate.create_evaluator(
         config,
         config.evaluation.training_samples,
         progress=False,
         stop=lambda: distributed.vote(bool(signals))(),
     )
-    return lambda step, state: score(step, generator_of(state))
+    return lambda step, state: score(step, single_copy(state).averaged)
 
 
-def _cells_of_reals(summary: data.Summary, labels: np.ndarray) -> np.ndarray:
+def _cells_of_reals(summary: data.Summary, classes: np.ndarray) -> np.ndarray:
     """Real images in the classes of the sample grid's rows; white where there are too few."""
-    size = summary.images[0].shape[1]
-    cells = np.full((len(labels), size, size, 3), 255, np.uint8)
-    for row in range(0, len(labels), sampling.GRID_COLUMNS):
-        found = summary.images[labels[row]]
-        cells[row : row + len(found)] = found
+    size, columns = summary.images[0].shape[1], sampling.GRID_COLUMNS
+    cells = np.full((len(classes) * columns, size, size, 3), 255, np.uint8)
+    for row, label in enumerate(classes):
+        found = summary.images[label]
+        cells[row * columns : row * columns + len(found)] = found
     return cells
 
 

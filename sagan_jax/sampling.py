@@ -1,8 +1,9 @@
-"""A trained generator, frozen, and the images it draws."""
+"""A trained generator, frozen, and the images that it draws."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,42 +13,39 @@ from flax import traverse_util
 
 from sagan_jax import models, spectral_norm
 from sagan_jax.errors import UserError
-from sagan_jax.models import Variables
+from sagan_jax.models import Network, Variables
 from sagan_jax.streams import Stream, draw_noise, stream_key
+from sagan_jax.system.streaming import on_devices
 
-GRID_ROWS, GRID_COLUMNS = 10, 10  # of a run's sample grids: a row a class
+GRID_ROWS, GRID_COLUMNS = 10, 10  # of a run's sample grids, at most
+
+# ---- A frozen generator. -----------------------------------------------------------------------
 
 
 def create_freeze(config: ml_collections.ConfigDict) -> Callable[[Variables], Variables]:
-    """Builds `freeze(variables) -> frozen`, which fixes a generator for good.
+    """Builds `freeze(variables) -> frozen`, which fixes a generator permanently.
 
     σ is iterated to convergence and folded into the weights. Batch statistics are the running
-    averages, or, with `batch_norm.standing_batches`, the mean moments of so many fresh batches
+    averages, or, with `batch_norm.standing_batches`, the mean moments of that many fresh batches
     (BigGAN's standing statistics): averaged parameters need their own.
 
-    `variables` is a generator's, see `models.Network`; the averaged generator is
-    `variables | {'params': ema_params}`. `frozen` holds 'params', which are weights now, and
-    'batch_stats'.
+    `variables` is a generator's, see `models.Network`, or the averaged one's, see
+    `TrainState.averaged`. `frozen` are weights for `Network.apply`.
     """
-    # With a decay of 0 the running averages after a pass are the moments of that one batch.
-    moments_config = config.copy_and_resolve_references()
-    moments_config.batch_norm.decay = moments_config.batch_norm.last_decay = 0.0
-    moments_generator, _ = models.create(moments_config)
-    batches = config.batch_norm.standing_batches
+    epsilon, batches = config.spectral_norm.epsilon, config.batch_norm.standing_batches
+    # Its running averages after a pass are the moments of that batch.
+    generator = models.create_generator(config, momentum=0.0)
 
     @jax.jit
     def fold(params, spectral_stats):
-        epsilon = config.spectral_norm.epsilon
         converged = spectral_norm.converge(params, spectral_stats, epsilon)
         return spectral_norm.normalise(params, converged, epsilon)[0]
 
     @jax.jit
     def moments(weights, batch_stats, index):
         z, labels = draw_noise(config, Stream.STANDING_STATISTICS, index)
-        _, stats = moments_generator.apply(
-            {'params': weights, 'batch_stats': batch_stats}, z, labels, train=True
-        )
-        return stats['batch_stats']
+        frozen = {'params': weights, 'batch_stats': batch_stats}
+        return generator.apply(frozen, z, labels, train=True)[1]
 
     def freeze(variables):
         weights = fold(variables['params'], variables['spectral_stats'])
@@ -60,41 +58,30 @@ def create_freeze(config: ml_collections.ConfigDict) -> Callable[[Variables], Va
     return freeze
 
 
-def create_sampler(
-    config: ml_collections.ConfigDict,
-) -> Callable[[Variables, jax.Array, jax.Array], np.ndarray]:
-    """Builds `sample(frozen, z, labels) -> images`.
+def mix_classes(
+    config: ml_collections.ConfigDict, frozen: Variables, mixtures: np.ndarray
+) -> tuple[Network, Variables]:
+    """A generator whose classes are mixtures of those of a frozen one, and its frozen weights.
 
-    `frozen` comes from `create_freeze`, z is float32 [N, z_dim], labels are int32 [N]; the images
-    are uint8 [N, S, S, 3], rounded to the nearest.
+    `mixtures` is float32 [k, classes], the share of each class in each new one. The gains and
+    biases of conditional batch norm are mixed linearly (Dumoulin et al. 2017).
     """
-    generator, _ = models.create(config)
+    flat = traverse_util.flatten_dict(frozen['params'])
+    for path, table in flat.items():
+        if path[-1] in ('scale', 'bias') and table.ndim == 2:  # [classes, C]
+            flat[path] = mixtures @ table
+    generator = models.create_generator(config, num_classes=len(mixtures))
+    return generator, frozen | {'params': traverse_util.unflatten_dict(flat)}
 
-    @jax.jit
-    def sample(frozen, z, labels):
-        return levels(generator.apply(frozen, z, labels, train=False)[0])
 
-    return lambda frozen, z, labels: np.asarray(sample(frozen, z, labels))
+# ---- Noise. ------------------------------------------------------------------------------------
 
 
-def create_draw(
-    config: ml_collections.ConfigDict,
-) -> Callable[[Variables, jax.Array], jax.Array]:
-    """Builds `draw(frozen, asked) -> images`, a pure function for use within larger programs.
+class Randomness(NamedTuple):
+    """What an image depends on beside its number and its class, see `numbered_noise`."""
 
-    `asked` int32 [n, 2] holds a number and a label for each image: image i of a run is a function
-    of its seed, of i and of the label alone. The images are [n, S, S, 3] from 0 to 255, uint8 or,
-    without `evaluation.round_to_uint8`, the generator's floats.
-    """
-    generator, _ = models.create(config)
-    z_dim = config.model.z_dim
-
-    def draw(frozen, asked):
-        z = numbered_noise(config.seed, Stream.EVALUATION_NOISE, asked[:, 0], z_dim)
-        images, _ = generator.apply(frozen, z, asked[:, 1], train=False)
-        return levels(images) if config.evaluation.round_to_uint8 else (images + 1) * 127.5
-
-    return draw
+    seed: int | np.uint32
+    truncation: np.float32 | None = None
 
 
 @partial(jax.jit, static_argnames=('stream', 'z_dim'))
@@ -108,9 +95,10 @@ def numbered_noise(
     """z of images that have numbers: float32 [n, z_dim], each a function of its own number alone.
 
     Args:
-      seed, stream: see `streams`.
+      seed: see `streams`.
+      stream: `EVALUATION_NOISE` for images that are scored, `NUMBERED_NOISE` for all others.
       numbers: int32 [n].
-      z_dim: numbers in each z.
+      z_dim: length of each z.
       truncation: a threshold t: standard normal numbers beyond ±t are drawn again until they are
         within (the truncation trick of BigGAN, Brock et al. 2019, section 3.1), and none is
         rescaled. None for all of the normal distribution.
@@ -126,7 +114,7 @@ def numbered_noise(
 
 
 def great_circles(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
-    """Ways from each z to another: float32 [n, z_dim] twice → [n, steps, z_dim].
+    """Paths from each z to another: float32 [n, z_dim] twice → [n, steps, z_dim].
 
     Along the great circle between them (White 2016, 'Sampling Generative Networks'), since on the
     straight line z becomes shorter than any that a generator is trained on.
@@ -138,33 +126,89 @@ def great_circles(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
     return (path / np.sin(angle)).astype(np.float32)
 
 
-def mix_classes(
-    config: ml_collections.ConfigDict, frozen: Variables, mixtures: np.ndarray
-) -> tuple[models.Network, Variables]:
-    """A generator, and what it is frozen to, whose classes are mixtures of the given one's.
+# ---- Images. -----------------------------------------------------------------------------------
 
-    `mixtures` is float32 [k, classes], the share of each class in each new one. The gains and
-    biases of conditional batch norm are mixed linearly (Dumoulin et al. 2017).
+Sample = Callable[[Variables, np.ndarray, np.ndarray, Randomness], Iterator[np.ndarray]]
+
+
+def create_sample(generator: Network, z_dim: int, batch_size: int) -> Sample:
+    """Builds `sample(frozen, numbers, labels, randomness) -> images`, on all local devices.
+
+    `frozen` comes from `create_freeze`, numbers and labels are integers [n]. The images come
+    batch by batch, `batch_size` at a time: uint8 [b, S, S, 3], rounded to the nearest. Image i is
+    a function of the randomness, of i and of its label alone, up to rounding.
     """
-    flat = traverse_util.flatten_dict(frozen['params'])
-    for path, table in flat.items():
-        if path[-1] in ('scale', 'bias') and table.ndim == 2:  # [classes, C]
-            flat[path] = mixtures @ table
-    mixed_config = config.copy_and_resolve_references()
-    mixed_config.dataset.num_classes = len(mixtures)
-    generator, _ = models.create(mixed_config)
-    return generator, frozen | {'params': traverse_util.unflatten_dict(flat)}
+
+    def draw(variables, rows):
+        (frozen, randomness), (numbers, labels) = variables, rows
+        seed, truncation = randomness
+        z = numbered_noise(seed, Stream.NUMBERED_NOISE, numbers, z_dim, truncation)
+        return to_uint8(generator.apply(frozen, z, labels, train=False)[0])
+
+    def sample(frozen, numbers, labels, randomness):
+        rows = np.asarray(numbers, np.int32), np.asarray(labels, np.int32)
+        return by_rows(draw, batch_size, (frozen, randomness), *rows)
+
+    return sample
 
 
-def levels(images: jax.Array) -> jax.Array:
+def sample_rows(
+    sample: Sample, frozen: Variables, classes: np.ndarray, columns: int, seed: int
+) -> np.ndarray:
+    """Images of a seed in rows, one class per row: uint8 [rows · columns, S, S, 3].
+
+    They are images 0 … n - 1, whose classes are taken in turn: column c of row r shows image
+    c · rows + r.
+
+    Args:
+      sample: see `create_sample`.
+      frozen: see `create_freeze`.
+      classes: the label of each row, integers [rows].
+      columns: images of each class.
+      seed: from 0 to 2³² - 1.
+    """
+    labels = np.tile(classes, columns)
+    images = sample(frozen, np.arange(len(labels)), labels, Randomness(np.uint32(seed)))
+    return in_rows(np.concatenate(list(images)), len(classes))
+
+
+def in_rows(images: np.ndarray, rows: int) -> np.ndarray:
+    """Images whose classes are taken in turn, one class per row: [c · rows, …] → [rows · c, …]."""
+    columns = len(images) // rows
+    return images.reshape(columns, rows, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape)
+
+
+def create_draw(
+    generator: Network, seed: int, z_dim: int, round_to_uint8: bool
+) -> Callable[[Variables, jax.Array], jax.Array]:
+    """Builds `draw(frozen, asked) -> images`, a pure function that draws images to be scored.
+
+    `asked` int32 [n, 2] holds a number and a label for each image: image i of a run is a function
+    of its seed, of i and of the label alone. The images are [n, S, S, 3] from 0 to 255, uint8 or,
+    without `round_to_uint8`, the generator's floats.
+    """
+
+    def draw(frozen, asked):
+        z = numbered_noise(seed, Stream.EVALUATION_NOISE, asked[:, 0], z_dim)
+        images, _ = generator.apply(frozen, z, asked[:, 1], train=False)
+        return to_uint8(images) if round_to_uint8 else (images + 1) * 127.5
+
+    return draw
+
+
+def by_rows(
+    program: Callable[[Any, Any], jax.Array], batch_size: int, variables: Any, *rows: np.ndarray
+) -> Iterator[np.ndarray]:
+    """`program(variables, rows)` on all local devices, batch by batch, see `on_devices`."""
+    return on_devices(program, min(batch_size, len(rows[0])))(variables, [rows])
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
     """Images in [-1, 1] as uint8, rounded to the nearest."""
     return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 
 
-def fixed_noise(config: ml_collections.ConfigDict, labels: np.ndarray) -> jax.Array:
-    """The noise of a run's sample grids, float32 [N, z_dim]: the same at every step."""
-    key = stream_key(config.seed, Stream.SAMPLING)
-    return jax.random.normal(key, (len(labels), config.model.z_dim))
+# ---- Classes. ----------------------------------------------------------------------------------
 
 
 def class_numbers(classes: Sequence[str | int], class_names: Sequence[str]) -> np.ndarray:
@@ -188,11 +232,10 @@ def class_numbers(classes: Sequence[str | int], class_names: Sequence[str]) -> n
     return np.array(found, np.int32)
 
 
-def grid_labels(config: ml_collections.ConfigDict, rows: int, columns: int) -> np.ndarray:
-    """Labels of a sample grid, int32 [rows · columns]: a row a class.
+def grid_classes(num_classes: int, rows: int = GRID_ROWS) -> np.ndarray:
+    """The labels of the rows of a sample grid, int32 [at most `rows`].
 
-    Of more than `rows` classes, `rows` are taken that lie evenly among them.
+    All classes, or `rows` of them that lie evenly among all.
     """
-    classes = max(config.dataset.num_classes, 1)
-    chosen = np.linspace(0, classes - 1, min(rows, classes)).round().astype(np.int32)
-    return np.repeat(chosen, columns)
+    classes = max(num_classes, 1)
+    return np.linspace(0, classes - 1, min(rows, classes)).round().astype(np.int32)

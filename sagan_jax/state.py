@@ -31,6 +31,16 @@ class TrainState(NamedTuple):
     ema_params: Variables
     restarts: jax.Array
 
+    @property
+    def averaged(self) -> Variables:
+        """The averaged generator, as which the generator is sampled, scored and exported."""
+        return self.generator | {'params': self.ema_params}
+
+
+def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
+    """`create_state` with shapes and dtypes in place of arrays: what a checkpoint holds."""
+    return jax.eval_shape(lambda: create_state(config))
+
 
 def create_state(config: ml_collections.ConfigDict) -> TrainState:
     """Creates the state before the first step, a function of `config.seed`."""

@@ -15,11 +15,10 @@ class Stream(enum.IntEnum):
     GENERATOR_NOISE = 2  # z and labels of the generator's own update
     DATA_ORDER = 3
     AUGMENTATION = 4
-    SAMPLING = 5  # the fixed noise of the sample grids
     STANDING_STATISTICS = 6  # z and labels from which a frozen generator's moments are estimated
     EVALUATION_NOISE = 7  # z of the images that are scored; the step is an image's index
     EVALUATION_LABELS = 8
-    NUMBERED_NOISE = 9  # z of a trained model's samples; the step is a sample's number
+    NUMBERED_NOISE = 9  # z of all other samples; the step is a sample's number
     WRONG_LABELS = 10  # labels of real images that the discriminator learns to reject
 
 

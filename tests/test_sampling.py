@@ -6,6 +6,7 @@ import pytest
 from flax import traverse_util
 
 from sagan_jax import models, sampling
+from sagan_jax.streams import Stream
 from tests import tiny
 
 
@@ -43,7 +44,7 @@ def test_standing_statistics_are_those_of_fresh_batches(generator_variables):
     config = tiny.config(batch_size=64, batch_norm__standing_batches=4)
     generator, _ = models.create(config)
     labels = np.arange(192, dtype=np.int32) % 3
-    z = np.asarray(sampling.fixed_noise(config, labels))
+    z = np.random.default_rng(0).normal(size=(192, 8)).astype(np.float32)
     apply = jax.jit(generator.apply, static_argnames='train')
 
     running = sampling.create_freeze(tiny.config(batch_size=64))(generator_variables)
@@ -56,15 +57,16 @@ def test_standing_statistics_are_those_of_fresh_batches(generator_variables):
     assert errors[0] < 0.1 * errors[1]
 
 
-def test_samples_are_rounded_pixels(generator_variables):
+def test_samples_are_rounded_pixels_in_rows(generator_variables):
     config = tiny.config()
     frozen = sampling.create_freeze(config)(generator_variables)
-    labels = sampling.grid_labels(config, 2, 3)
-    z = sampling.fixed_noise(config, labels)
-    images = sampling.create_sampler(config)(frozen, z, labels)
+    generator, _ = models.create(config)
+    sample = sampling.create_sample(generator, z_dim=8, batch_size=4)
+    images = sampling.sample_rows(sample, frozen, np.array([2, 0]), columns=3, seed=5)
     assert images.dtype == np.uint8
     assert images.shape == (6, 32, 32, 3)
-    generator, _ = models.create(config)
+    numbers, labels = np.array([0, 2, 4, 1, 3, 5]), np.array([2, 2, 2, 0, 0, 0])
+    z = sampling.numbered_noise(5, Stream.NUMBERED_NOISE, numbers, 8)
     floats, _ = jax.jit(generator.apply, static_argnames='train')(frozen, z, labels, train=False)
     assert np.abs(images / 127.5 - 1 - floats).max() <= 0.5 / 127.5 + 1e-5
     assert len(np.unique(images.reshape(6, -1), axis=0)) == 6
@@ -74,10 +76,10 @@ def test_samples_are_rounded_pixels(generator_variables):
     ('num_classes', 'rows', 'expected'),
     [(3, 10, [0, 1, 2]), (10, 10, list(range(10))), (1000, 3, [0, 500, 999]), (0, 10, [0])],
 )
-def test_grid_labels(num_classes, rows, expected):
-    labels = sampling.grid_labels(tiny.config(dataset__num_classes=num_classes), rows, 4)
-    np.testing.assert_array_equal(labels, np.repeat(expected, 4))
-    assert labels.dtype == np.int32
+def test_grid_classes(num_classes, rows, expected):
+    classes = sampling.grid_classes(num_classes, rows)
+    np.testing.assert_array_equal(classes, expected)
+    assert classes.dtype == np.int32
 
 
 def test_great_circles_keep_their_distance_from_the_origin():

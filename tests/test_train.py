@@ -13,6 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
+import sagan_jax
 from sagan_jax import opening
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.evaluate import evaluate
@@ -51,6 +52,7 @@ def finished(pictures, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('finished')
     config = tiny.folder_config(
         pictures,
+        seed=3,
         batch_norm__standing_batches=2,
         num_train_steps=5,
         evaluate_every=5,
@@ -151,6 +153,20 @@ def test_scores_come_before_the_checkpoint_and_the_report_last():
     assert [name for name in names if name in order] == order
 
 
+def test_a_sample_grid_shows_what_the_model_of_its_checkpoint_samples(finished):
+    config, workdir, _ = finished
+    with Image.open(workdir / 'samples' / '000004.png') as image:
+        grid = np.asarray(image)
+    cells = [
+        grid[66 * row + 2 : 66 * (row + 1) : 2, 66 * column + 2 : 66 * (column + 1) : 2]
+        for column in range(10)
+        for row in range(3)
+    ]
+    images = sagan_jax.load(workdir, checkpoint=4).sample(n=30, seed=config.seed)
+    np.testing.assert_array_equal(np.stack(cells), images)
+    assert len(np.unique(images.reshape(30, -1), axis=0)) == 30
+
+
 def test_rows_of_the_real_pictures_follow_the_classes(finished):
     with Image.open(finished[1] / 'samples' / 'reals.png') as image:
         grid = np.asarray(image)
@@ -176,10 +192,10 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
     other.log_every = 2
     with pytest.raises(UserError, match=r'optimizer.generator_lr \(0.0001 there, 0.0003 here\), '):
         train(other, workdir)
-    with pytest.raises(UserError, match=r'seed \(0 there, 7 here\)') as caught:
+    with pytest.raises(UserError, match=r'seed \(3 there, 7 here\)') as caught:
         train(other, workdir)
     assert 'log_every' not in str(caught.value)
-    assert json.loads((workdir / 'config.json').read_text())['config']['seed'] == 0
+    assert json.loads((workdir / 'config.json').read_text())['config']['seed'] == 3
 
     longer = config.copy_and_resolve_references()
     longer.num_train_steps = 10

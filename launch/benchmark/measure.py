@@ -21,6 +21,7 @@ from sagan_jax.models.architectures import architecture, generator_resolutions
 from sagan_jax.models.attention import SelfAttention
 from sagan_jax.state import TrainState, create_state
 from sagan_jax.system.replicas import replicate
+from sagan_jax.system.streaming import on_devices
 from sagan_jax.train_step import create_gathering_train_step, create_train_step
 
 T = TypeVar('T')
@@ -183,18 +184,20 @@ def training(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> Ti
 def drawing(config: ml_collections.ConfigDict) -> tuple[Timed, float]:
     """Sampling from a frozen generator, `batch_size` images per call; and the time to freeze it."""
     start = time.perf_counter()
-    freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
+    generator, _ = models.create(config)
+    freeze = sampling.create_freeze(config)
+    sample = sampling.create_sample(generator, config.model.z_dim, config.batch_size)
     variables = create_state(config).generator
     frozen = jax.block_until_ready(freeze(variables))  # compiles
     freeze_start = time.perf_counter()
     frozen = jax.block_until_ready(freeze(variables))
     freeze_seconds = time.perf_counter() - freeze_start
-    labels = np.arange(config.batch_size, dtype=np.int32) % max(config.dataset.num_classes, 1)
-    noise = sampling.fixed_noise(config, labels)
 
     def run(calls: int) -> None:
-        for _ in range(calls):
-            sample(frozen, noise, labels)
+        numbers = np.arange(calls * config.batch_size, dtype=np.int32)
+        labels = numbers % max(config.dataset.num_classes, 1)
+        for _ in sample(frozen, numbers, labels, sampling.Randomness(np.uint32(0))):
+            pass
 
     first_call = _seconds(run, 1)
     return Timed(run, first_call, time.perf_counter() - start), freeze_seconds
@@ -219,9 +222,10 @@ def scoring(config: ml_collections.ConfigDict) -> tuple[Callable[[int], None], s
         apply, name = in_domain.apply, in_domain.NAME
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), shapes)
-    draw = sampling.create_draw(config)
+    generator, _ = models.create(config)
+    draw = sampling.create_draw(generator, config.seed, config.model.z_dim, settings.round_to_uint8)
     frozen = sampling.create_freeze(config)(create_state(config).generator)
-    stream = features.on_devices(
+    stream = on_devices(
         lambda variables, asked: apply(variables[1], draw(variables[0], asked)),
         settings.batch_size,
     )

@@ -308,3 +308,19 @@ def choose(
 
     steps = distributed.on_first(find)
     return manager, steps
+
+
+@contextlib.contextmanager
+def chosen(
+    config: ml_collections.ConfigDict, run: RunFolder, which: str | int, like: Any
+) -> Iterator[Iterator[tuple[int, Any]]]:
+    """The steps and states that `which` means, read one by one, in the order of the steps.
+
+    See `choose` and `restore` for the arguments and what is raised.
+    """
+    manager, steps = choose(config, run, which)
+    try:
+        yield ((step, restore(manager, like, step)) for step in steps)
+    finally:
+        if manager:
+            manager.close()

@@ -1,4 +1,4 @@
-"""A trained model, frozen: what `sagan_jax.load` gives."""
+"""A trained model, frozen: what `sagan_jax.load` returns."""
 
 import dataclasses
 import hashlib
@@ -6,36 +6,24 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
-from sagan_jax.metrics.features import on_devices
-from sagan_jax.models import Variables
+from sagan_jax.models import Network, Variables
 from sagan_jax.run import checkpoints
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.state import create_state
+from sagan_jax.sampling import Randomness
+from sagan_jax.state import state_shapes
 from sagan_jax.streams import Stream
+from sagan_jax.trained.programs import Programs, create_generate, create_programs
 
 Classes = Sequence[str | int]  # names or numbers
 
 _SEEDS = 2**32
 _MOST_TRUNCATION = 5.0  # a threshold that less than one normal number in a million passes
-
-
-class Programs(NamedTuple):
-    """What runs on the devices, but for the last for `on_devices`: compiled once for all models of
-    a loader."""
-
-    draw: Callable  # ({'generator', 'randomness'}, (numbers, labels)) → uint8 images
-    generate: Callable  # (generator, (z, labels)) → float32 images in [-1, 1]
-    judge: Callable  # (discriminator, (uint8 images, labels)) → logits
-    attend: Callable  # ({'generator', 'randomness'}, (number, label), place) → rows of maps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +41,7 @@ class Model:
       sha256: of the generator in the checkpoint.
       generator: weights with σ folded in and fixed batch statistics, see `sampling.create_freeze`.
       discriminator: its variables as they were trained.
+      networks: the functions of the generator and of the discriminator.
       programs: what the methods run.
     """
 
@@ -62,6 +51,7 @@ class Model:
     sha256: str
     generator: Variables = dataclasses.field(repr=False)
     discriminator: Variables = dataclasses.field(repr=False)
+    networks: tuple[Network, Network] = dataclasses.field(repr=False)
     programs: Programs = dataclasses.field(repr=False)
 
     # ---- Images. -------------------------------------------------------------------------------
@@ -92,8 +82,15 @@ class Model:
         self, numbers: np.ndarray, labels: np.ndarray, seed: int, truncation: float | None = None
     ) -> Iterator[np.ndarray]:
         """The images with these numbers and labels, both integers [n], batch by batch."""
-        variables = {'generator': self.generator, 'randomness': randomness(seed, truncation)}
-        return self._stream(self.programs.draw, variables, numbers.astype(np.int32), labels)
+        return self.programs.sample(self.generator, numbers, labels, randomness(seed, truncation))
+
+    def sample_rows(self, labels: np.ndarray, columns: int, seed: int = 0) -> np.ndarray:
+        """Images in rows, one label per row: uint8 [rows · columns, S, S, 3].
+
+        They are the images 0 … n - 1 of the seed whose labels are taken in turn, see
+        `sampling.sample_rows`. The sample grids of a run are such rows, of the run's own seed.
+        """
+        return sampling.sample_rows(self.programs.sample, self.generator, labels, columns, seed)
 
     def labels(self, classes: Classes | None = None, n: int = 16) -> np.ndarray:
         """The labels of `sample`'s images, int32 [n]."""
@@ -102,15 +99,18 @@ class Model:
     def noise(self, n: int = 16, seed: int = 0, truncation: float | None = None) -> np.ndarray:
         """The z of `sample`'s images, float32 [n, z_dim]."""
         _check_count(n)
-        numbers = np.arange(n, dtype=np.int32)
-        return np.asarray(_numbered_noise(self.config, randomness(seed, truncation), numbers))
+        numbers, (seed, truncation) = np.arange(n, dtype=np.int32), randomness(seed, truncation)
+        z_dim = self.config.model.z_dim
+        return np.asarray(
+            sampling.numbered_noise(seed, Stream.NUMBERED_NOISE, numbers, z_dim, truncation)
+        )
 
     def generate(self, z: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """The generator's own images of any z: float32 [n, S, S, 3] in [-1, 1].
 
         z is float32 [n, z_dim], labels are int32 [n].
         """
-        return np.concatenate(list(self._stream(self.programs.generate, self.generator, z, labels)))
+        return np.concatenate(list(self.programs.generate(self.generator, z, labels)))
 
     def attention(
         self,
@@ -131,9 +131,10 @@ class Model:
           By the resolution of the layer, in order: float32 [k, k], whose sum is 1. Empty for a
           generator without attention.
         """
-        variables = {'generator': self.generator, 'randomness': randomness(seed, truncation)}
         asked = np.array([number], np.int32), np.array([label], np.int32)
-        maps = self.programs.attend(variables, asked, np.array(place, np.float32))
+        maps = self.programs.attend(
+            self.generator, randomness(seed, truncation), *asked, np.array(place, np.float32)
+        )
         return {resolution: _square(np.asarray(row)) for resolution, row in sorted(maps.items())}
 
     # ---- Interpolations. -----------------------------------------------------------------------
@@ -155,7 +156,7 @@ class Model:
         ends = self.noise(2 * n, seed, truncation)
         z = sampling.great_circles(ends[::2], ends[1::2], steps)
         images = self.generate(z.reshape(n * steps, -1), labels.repeat(steps))
-        return np.asarray(sampling.levels(images)).reshape(n, steps, *images.shape[1:])
+        return np.asarray(sampling.to_uint8(images)).reshape(n, steps, *images.shape[1:])
 
     def interpolate_classes(
         self,
@@ -182,8 +183,9 @@ class Model:
             self.config, self.generator, np.stack(mixtures, 1, dtype=np.float32)
         )
         labels = np.tile(np.arange(steps, dtype=np.int32), n)
-        images = np.concatenate(list(self._stream(_generate(generator), frozen, z, labels)))
-        return np.asarray(sampling.levels(images)).reshape(n, steps, *images.shape[1:])
+        generate = create_generate(generator, self.config.evaluation.batch_size)
+        images = np.concatenate(list(generate(frozen, z, labels)))
+        return np.asarray(sampling.to_uint8(images)).reshape(n, steps, *images.shape[1:])
 
     # ---- The discriminator. --------------------------------------------------------------------
 
@@ -192,15 +194,7 @@ class Model:
 
         Images are uint8 [n, S, S, 3], labels int32 [n].
         """
-        stream = self._stream(self.programs.judge, self.discriminator, images, labels)
-        return np.concatenate(list(stream))
-
-    def _stream(
-        self, program: Callable, variables: dict, *rows: np.ndarray
-    ) -> Iterator[np.ndarray]:
-        size = min(self.config.evaluation.batch_size, len(rows[0]))
-        for part in on_devices(program, size)(variables, [rows]):
-            yield part['result']
+        return np.concatenate(list(self.programs.discriminate(self.discriminator, images, labels)))
 
 
 def load(
@@ -208,9 +202,9 @@ def load(
     checkpoint: str | int = 'newest',
     config: ml_collections.ConfigDict | None = None,
 ) -> Model:
-    """Freezes a checkpoint of a run: the averaged generator, where there is one.
+    """Freezes a checkpoint of a run: the averaged generator, if there is one.
 
-    Nothing is read but the folder of the run; its data need not be there.
+    Reads only the run's folder; the training data are not needed.
 
     Args:
       workdir: the run's folder.
@@ -220,13 +214,23 @@ def load(
     Raises:
       UserError: when there is no such run or checkpoint, or it is of another configuration.
     """
-    return create_loader(workdir, config)(checkpoint)
+    return load_one(create_loader(workdir, config), checkpoint)
+
+
+def load_one(load_each: Callable[[str | int], Iterator[Model]], checkpoint: str | int) -> Model:
+    """The model of a single checkpoint, see `load`, by what `create_loader` has built."""
+    if checkpoint == 'all':
+        raise UserError('One checkpoint is asked for: choose newest, best or a step.')
+    (model,) = load_each(checkpoint)
+    return model
 
 
 def create_loader(
     workdir: str | os.PathLike, config: ml_collections.ConfigDict | None = None
-) -> Callable[[str | int], Model]:
-    """Builds `load(checkpoint) -> model` for one run, whose models share what is compiled.
+) -> Callable[[str | int], Iterator[Model]]:
+    """Builds `load_each(which) -> models` for one run, whose models share what is compiled.
+
+    `which` is 'newest', 'best', 'all' or a step; models of several steps come in their order.
 
     Args:
       workdir: the run's folder.
@@ -234,65 +238,28 @@ def create_loader(
         default as the folder has it.
 
     Raises:
-      UserError: when there is no such run; and `load` does, see there.
+      UserError: when there is no such run; and `load_each` does.
     """
     run = RunFolder(Path(workdir))
     config, class_names = config or run.config(), run.class_names()
-    freeze, programs = sampling.create_freeze(config), _create_programs(config)
+    networks, freeze = models.create(config), sampling.create_freeze(config)
+    programs = create_programs(config, *networks)
 
-    def load(checkpoint):
-        if checkpoint == 'all':
-            raise UserError('One checkpoint is asked for: choose newest, best or a step.')
-        manager, steps = checkpoints.choose(config, run, checkpoint)
-        like = jax.eval_shape(lambda: create_state(config))
-        state = checkpoints.restore(manager, like, steps[-1])
-        manager.close()
-        trained = state.generator | {'params': state.ema_params}
-        return Model(
-            config=config,
-            class_names=class_names,
-            step=steps[-1],
-            sha256=_sha256(trained),
-            generator=freeze(trained),
-            discriminator=state.discriminator,
-            programs=programs,
-        )
+    def load_each(which):
+        with checkpoints.chosen(config, run, which, state_shapes(config)) as states:
+            for step, state in states:
+                yield Model(
+                    config=config,
+                    class_names=class_names,
+                    step=step,
+                    sha256=_sha256(state.averaged),
+                    generator=freeze(state.averaged),
+                    discriminator=state.discriminator,
+                    networks=networks,
+                    programs=programs,
+                )
 
-    return load
-
-
-def _create_programs(config: ml_collections.ConfigDict) -> Programs:
-    generator, discriminator = models.create(config)
-
-    def draw(variables, rows):
-        numbers, labels = rows
-        z = _numbered_noise(config, variables['randomness'], numbers)
-        images, _ = generator.apply(variables['generator'], z, labels, train=False)
-        return {'result': sampling.levels(images)}
-
-    def judge(variables, rows):
-        images, labels = rows
-        images = images.astype(np.float32) / 127.5 - 1
-        logits, _ = discriminator.apply(variables, images, labels, train=False)
-        return {'result': logits[0] if config.model.conditioning == 'acgan' else logits}
-
-    @jax.jit
-    def attend(variables, asked, place):
-        numbers, labels = asked
-        z = _numbered_noise(config, variables['randomness'], numbers)
-        maps = generator.attention(variables['generator'], z, labels)
-
-        def row(resolution, weights):
-            at = jnp.clip((place * resolution).astype(jnp.int32), 0, resolution - 1)
-            return weights[0, at[0] * resolution + at[1]]
-
-        return {resolution: row(resolution, weights) for resolution, weights in maps.items()}
-
-    return Programs(draw, _generate(generator), judge, attend)
-
-
-def _generate(generator: models.Network) -> Callable:
-    return lambda frozen, rows: {'result': generator.apply(frozen, *rows, train=False)[0]}
+    return load_each
 
 
 def labels_of(
@@ -312,7 +279,7 @@ def labels_of(
     return np.resize(sampling.class_numbers(classes, class_names), n)
 
 
-def randomness(seed: int, truncation: float | None) -> dict[str, Any]:
+def randomness(seed: int, truncation: float | None) -> Randomness:
     """What images depend on beside their numbers and classes; raises UserError out of range."""
     if not 0 <= seed < _SEEDS:
         raise UserError(f'{seed} is no seed: take one from 0 to {_SEEDS - 1}.')
@@ -322,7 +289,7 @@ def randomness(seed: int, truncation: float | None) -> dict[str, Any]:
             f'{_MOST_TRUNCATION:g}, or none.'
         )
     threshold = None if truncation is None else np.float32(truncation)
-    return {'seed': np.uint32(seed), 'truncation': threshold}
+    return Randomness(np.uint32(seed), threshold)
 
 
 def _square(row: np.ndarray) -> np.ndarray:
@@ -333,16 +300,6 @@ def _square(row: np.ndarray) -> np.ndarray:
 def _check_count(n: int) -> None:
     if n < 1:
         raise UserError(f'{n} images cannot be drawn: ask for 1 or more.')
-
-
-def _numbered_noise(config, randomness: dict[str, Any], numbers: jax.Array) -> jax.Array:
-    return sampling.numbered_noise(
-        randomness['seed'],
-        Stream.NUMBERED_NOISE,
-        numbers,
-        config.model.z_dim,
-        randomness['truncation'],
-    )
 
 
 def _sha256(variables: Variables) -> str:

@@ -117,15 +117,15 @@ def _write_picture(model, path: Path, drawing: str, classes, n, seed, truncation
             f'{np.median(found.among_pictures):.3g} from another training picture'
         )
         return None
-    order, columns = np.arange(n), math.isqrt(n - 1) + 1
+    columns = math.isqrt(n - 1) + 1
     kinds = len(classes or model.class_names)
     if drawing == 'ranking':
         logits = model.score(images, labels)
-        order = np.argsort(-logits)
+        images = images[np.argsort(-logits)]
         print(f'ranking        logits from {logits.max():+.3g} to {logits.min():+.3g}')
     elif 1 < kinds < n and n % kinds == 0:  # a row a class
-        order, columns = order.reshape(-1, kinds).T.ravel(), n // kinds
-    return save_png(path, image_grid(images[order], columns))
+        images, columns = sampling.in_rows(images, kinds), n // kinds
+    return save_png(path, image_grid(images, columns))
 
 
 # ---- Any number of images, in memory for a few batches. ----------------------------------------

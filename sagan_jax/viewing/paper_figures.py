@@ -1,21 +1,41 @@
 """The paper's figures, drawn for a run: `--mode figures`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from matplotlib.figure import Figure
 
-from sagan_jax import data, figures, models, sampling, spectral_norm
+from sagan_jax import data, figures, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.run import checkpoints
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.state import create_state
+from sagan_jax.trained.model import Model, create_loader, load_one
 
-KINDS = ('attention', 'curves', 'classes', 'evolution')
 ROWS, COLUMNS, POINTS = 6, 10, 5
+
+Drawn = Iterator[tuple[str, Figure | np.ndarray]]  # names and figures, or grids uint8 [H, W, 3]
+
+
+class Request(NamedTuple):
+    """What figures are drawn of.
+
+    Attributes:
+      run: its folder.
+      load_each: see `create_loader`.
+      model: of the checkpoint that was asked for.
+      labels: of the classes to draw, int32 [k].
+      points: query locations, rows and columns in pixels; none for points chosen for each image.
+    """
+
+    run: RunFolder
+    load_each: Callable[[str | int], Iterator[Model]]
+    model: Model
+    labels: np.ndarray
+    points: Sequence[tuple[int, int]]
 
 
 def illustrate(
@@ -26,18 +46,15 @@ def illustrate(
     classes: Sequence[str] = (),
     points: Sequence[tuple[int, int]] = (),
 ) -> list[Path]:
-    """Writes figures of a run to `figures/`, as PNG and, what is no photograph, as PDF too.
+    """Writes figures of a run to `figures/`: grids of images as PNG, all others as PDF too.
 
-    'attention': maps of the last attention block of the generator, on its samples, and of the
-    discriminator, on real pictures (SAGAN, figures 1 and 5). 'curves': every gamma and the largest
-    σ over training. 'classes': rows of samples of one class (figure 6). 'evolution': one batch of
-    noise at every checkpoint that is there (figure 4).
+    Samples are images 0, 1, … of the run's own seed, as in its sample grids, see `Model.sample`.
 
     Args:
       config: the run's configuration.
       workdir: the run's folder.
       which: the checkpoint: 'newest', 'best' or a step.
-      kinds: some of `KINDS`; all that this configuration has by default.
+      kinds: some of `KINDS`; 'all', or none, for all that this configuration has.
       classes: names or numbers of the classes to draw; evenly among all by default.
       points: query locations, rows and columns in pixels; chosen for each image by default.
 
@@ -48,108 +65,136 @@ def illustrate(
       UserError: for a kind, class, point or checkpoint that does not exist, and for attention of
         networks without any.
     """
-    run = RunFolder(Path(workdir))
+    kinds = _chosen_kinds(config, kinds)
+    _check_points(points, config.dataset.image_size)
+    load_each = create_loader(workdir, config)
+    model = load_one(load_each, which)
+    labels = sampling.grid_classes(config.dataset.num_classes, COLUMNS)
+    if classes:
+        labels = sampling.class_numbers(classes, model.class_names)
+    request = Request(RunFolder(Path(workdir)), load_each, model, labels, points)
+    written = []
     for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f'There is no figure {kind!r}: choose among {", ".join(KINDS)}.')
-    has_attention = _attends(config)
+        for name, drawn in KINDS[kind](request):
+            written += _save(request.run.figures, name, drawn)
+    return written
+
+
+# ---- The kinds of figures. ---------------------------------------------------------------------
+
+
+def attention_maps(request: Request) -> Drawn:
+    """Maps of the last attention block of each network (SAGAN, figures 1 and 5).
+
+    Those of the generator on its samples, those of the discriminator on real images.
+    """
+    model, labels = request.model, np.resize(request.labels, ROWS)
+    generator, discriminator = model.networks
+    z = model.noise(ROWS, model.config.seed)
+    maps = jax.jit(generator.attention)(model.generator, z, labels)
+    yield 'attention_generator', _attention_figure(_images(model, labels), maps, request.points)
+    images, labels = _real_images(model.config, labels)
+    weights, _ = jax.jit(discriminator.normalise)(model.discriminator)
+    scaled = images.astype(np.float32) / 127.5 - 1
+    maps = jax.jit(discriminator.attention)(weights, scaled, labels)
+    yield 'attention_discriminator', _attention_figure(images, maps, request.points)
+
+
+def curves(request: Request) -> Drawn:
+    """Every gamma and the largest σ over training."""
+    history = _history(request.run)
+    for name, ylabel in (('gamma', 'gamma'), ('sigma', 'largest σ before normalisation')):
+        found = {key: curve for key, curve in history.items() if name in key}
+        if found:
+            yield name, figures.curves_figure(found, ylabel)
+
+
+def class_rows(request: Request) -> Drawn:
+    """Samples, one class per row (SAGAN, figure 6)."""
+    model = request.model
+    images = model.sample_rows(request.labels, COLUMNS, model.config.seed)
+    yield 'classes', image_grid(images, COLUMNS)
+
+
+def evolution(request: Request) -> Drawn:
+    """The same noise at every checkpoint that is there, one per row (SAGAN, figure 4)."""
+    labels = np.resize(request.labels, COLUMNS)
+    rows = [_images(model, labels) for model in request.load_each('all')]
+    yield 'evolution', image_grid(np.concatenate(rows), COLUMNS)
+
+
+KINDS: dict[str, Callable[[Request], Drawn]] = {
+    'attention': attention_maps,
+    'curves': curves,
+    'classes': class_rows,
+    'evolution': evolution,
+}
+
+
+def _chosen_kinds(config: ml_collections.ConfigDict, kinds: Sequence[str]) -> Sequence[str]:
+    model = config.model
+    has_attention = model.attention_block == 'self_attention' and bool(
+        model.generator_attention and model.discriminator_attention
+    )
+    for kind in kinds:
+        if kind not in (*KINDS, 'all'):
+            raise UserError(f'There is no figure {kind!r}: choose among {", ".join(KINDS)}, all.')
     if 'attention' in kinds and not has_attention:
         raise UserError(
             'The networks of this configuration have no attention to draw: choose other --figures.'
         )
-    kinds = kinds or [kind for kind in KINDS if kind != 'attention' or has_attention]
-    manager, steps = checkpoints.choose(config, run, which)
-    like = jax.eval_shape(lambda: create_state(config))
-    state = checkpoints.restore(manager, like, steps[-1])
-    freeze, sample = sampling.create_freeze(config), sampling.create_sampler(config)
+    if not kinds or 'all' in kinds:
+        return [kind for kind in KINDS if kind != 'attention' or has_attention]
+    return kinds
 
-    def frozen(state):
-        return freeze(state.generator | {'params': state.ema_params})
 
-    source = data.load(config.dataset, 'train')
-    written = []
+def _check_points(points: Sequence[tuple[int, int]], size: int) -> None:
+    for point in points:
+        if not all(0 <= value < size for value in point):
+            raise UserError(f'The point {point} lies outside the {size}×{size} pixels.')
 
-    def save(name, figure, suffixes=('.png', '.pdf')):
-        for suffix in suffixes:
-            path = run.figures / f'{name}{suffix}'
-            figures.save_figure(path, figure)
-            written.append(path)
 
-    def save_grid(name, images):
-        path = run.figures / f'{name}.png'
-        save_png(path, image_grid(images, COLUMNS))
-        written.append(path)
-
-    labels = _labels(config, source, classes)  # a row of samples each
-    if 'attention' in kinds:
-        row_labels = np.resize(labels, ROWS) if len(labels) < ROWS else labels[:ROWS]
-        z = sampling.fixed_noise(config, row_labels)
-        weights = frozen(state)
-        generator, discriminator = models.create(config)
-        maps = jax.jit(generator.attention)(weights, z, row_labels)
-        _attention(save, 'attention_generator', sample(weights, z, row_labels), maps, points)
-        reals, real_labels = _real_pictures(source, config.seed, row_labels)
-        d = state.discriminator
-        d_weights, _ = spectral_norm.normalise(
-            d['params'], d['spectral_stats'], config.spectral_norm.epsilon
-        )
-        maps = jax.jit(discriminator.attention)(
-            {'params': d_weights, 'batch_stats': d['batch_stats']},
-            reals.astype(np.float32) / 127.5 - 1,
-            real_labels,
-        )
-        _attention(save, 'attention_discriminator', reals, maps, points)
-    if 'curves' in kinds:
-        history = _history(run)
-        for name, ylabel in (('gamma', 'gamma'), ('sigma', 'largest σ before normalisation')):
-            found = {key: curve for key, curve in history.items() if name in key}
-            if found:
-                save(name, figures.curves_figure(found, ylabel))
-    if 'classes' in kinds:
-        every = np.repeat(labels, COLUMNS)
-        save_grid('classes', sample(frozen(state), sampling.fixed_noise(config, every), every))
-    if 'evolution' in kinds:
-        row = np.resize(labels, COLUMNS)
-        z = sampling.fixed_noise(config, row)
-        states = (checkpoints.restore(manager, like, step) for step in sorted(manager.all_steps()))
-        save_grid('evolution', np.concatenate([sample(frozen(s), z, row) for s in states]))
-    manager.close()
-    for path in written:
+def _save(folder: Path, name: str, drawn: Figure | np.ndarray) -> list[Path]:
+    is_figure = isinstance(drawn, Figure)
+    paths = [
+        folder / f'{name}{suffix}' for suffix in (('.png', '.pdf') if is_figure else ('.png',))
+    ]
+    for path in paths:
+        if is_figure:
+            figures.save_figure(path, drawn)
+        else:
+            save_png(path, drawn)
         print(f'written        {path}')
-    return written
+    return paths
 
 
-def _attends(config) -> bool:
-    model = config.model
-    return model.attention_block == 'self_attention' and bool(
-        model.generator_attention and model.discriminator_attention
-    )
+# ---- What they show. ---------------------------------------------------------------------------
 
 
-def _attention(save, name: str, images, maps: dict[int, jax.Array], points) -> None:
+def _images(model: Model, labels: np.ndarray) -> np.ndarray:
+    """Images 0, 1, … of the run's seed with these labels."""
+    return np.concatenate(list(model.stream(np.arange(len(labels)), labels, model.config.seed)))
+
+
+def _attention_figure(
+    images: np.ndarray, maps: dict[int, jax.Array], points: Sequence[tuple[int, int]]
+) -> Figure:
     resolution = list(maps)[-1]  # the last block's
     weights = np.asarray(maps[resolution])
-    size = images.shape[1]
     if points:
-        for point in points:
-            if not all(0 <= value < size for value in point):
-                raise UserError(f'The point {point} lies outside the {size}×{size} pixels.')
-        chosen = np.array(points) * resolution // size
+        chosen = np.array(points) * resolution // images.shape[1]
         chosen = np.broadcast_to(chosen, (len(images), *chosen.shape))
     else:
-        chosen = np.stack([figures.spread_points(w, POINTS) for w in weights])
-    save(name, figures.attention_figure(images, weights, chosen))
+        chosen = np.stack([figures.spread_points(each, POINTS) for each in weights])
+    return figures.attention_figure(images, weights, chosen)
 
 
-def _labels(config, source: data.Source, classes: Sequence[str]) -> np.ndarray:
-    if not classes:
-        return sampling.grid_labels(config, COLUMNS, 1)
-    return sampling.class_numbers(classes, source.class_names)
-
-
-def _real_pictures(source: data.Source, seed: int, labels: np.ndarray):
-    """A picture of each label, as far as the first ones have any."""
-    images, seen = next(data.batches(source, seed, min(len(source), 2000)))
+def _real_images(
+    config: ml_collections.ConfigDict, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image of each label, as far as the first ones have any, and the labels they have."""
+    source = data.load(config.dataset, 'train')
+    images, seen = next(data.batches(source, config.seed, min(len(source), 2000)))
     rows = [np.flatnonzero(seen == label) for label in labels]
     chosen = [found[i % len(found)] if len(found) else i for i, found in enumerate(rows)]
     return images[chosen], seen[chosen]

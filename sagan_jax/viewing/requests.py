@@ -123,7 +123,7 @@ def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]
         if step is not None and (model is None or step != tried):
             tried = step
             try:
-                model = load(step)
+                (model,) = load(step)
             except UserError as error:  # just removed, or damaged: keep the last one
                 if model is None:
                     raise Refused(503, str(error)) from error

@@ -51,7 +51,7 @@ def test_images_are_those_of_the_averaged_generator_one_by_one(run, model):
     manager = checkpoints.open_manager(workdir / 'checkpoints')
     state = checkpoints.restore(manager, jax.eval_shape(lambda: create_state(config)), 7)
     manager.close()
-    frozen = sampling.create_freeze(config)(state.generator | {'params': state.ema_params})
+    frozen = sampling.create_freeze(config)(state.averaged)
     generator, _ = models.create(config)
     images = model.sample(classes=['class2', 0], n=5, seed=3)
     assert images.dtype == np.uint8
@@ -142,8 +142,9 @@ def test_ways_between_classes_pass_through_each(model):
 def test_scores_are_the_discriminators_logits(run, model):
     images, labels = model.sample(n=6), model.labels(n=6)
     _, discriminator = models.create(run[0])
+    weights, _ = discriminator.normalise(model.discriminator)
     apply = jax.jit(discriminator.apply, static_argnames='train')
-    expected, _ = apply(model.discriminator, images / np.float32(127.5) - 1, labels, train=False)
+    expected, _ = apply(weights, images / np.float32(127.5) - 1, labels, train=False)
     np.testing.assert_allclose(model.score(images, labels), expected, rtol=1e-4, atol=1e-4)
     other = model.score(images, (labels + 1) % 3)
     assert np.abs(other - expected).max() > 1e-2

@@ -26,7 +26,7 @@ def run(folder, tmp_path_factory):
 
 def test_all_figures(run):
     config, workdir = run
-    names = {path.name for path in illustrate(config, workdir)}
+    names = {path.name for path in illustrate(config, workdir, kinds=['all'])}
     assert names == {
         'attention_generator.png', 'attention_generator.pdf',
         'attention_discriminator.png', 'attention_discriminator.pdf',
@@ -38,6 +38,9 @@ def test_all_figures(run):
     with Image.open(workdir / 'figures' / 'evolution.png') as image:
         assert image.size == (10 * 66 + 2, 2 * 66 + 2)  # checkpoints 2 and 4
     assert (workdir / 'figures' / 'gamma.pdf').read_bytes().startswith(b'%PDF')
+    # Both show ten images of each class of the last checkpoint.
+    grid = (workdir / 'samples' / '000004.png').read_bytes()
+    assert (workdir / 'figures' / 'classes.png').read_bytes() == grid
 
 
 def test_chosen_classes_and_points(run):
@@ -62,6 +65,11 @@ def test_chosen_classes_and_points(run):
 def test_mistakes(run, arguments, message):
     with pytest.raises(UserError, match=message):
         illustrate(*run, 'newest', *arguments)
+
+
+def test_figures_are_of_one_checkpoint(run):
+    with pytest.raises(UserError, match='choose newest, best or a step'):
+        illustrate(*run, 'all', ['classes'])
 
 
 @pytest.mark.parametrize(

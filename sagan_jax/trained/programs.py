@@ -1,0 +1,80 @@
+"""What a trained model runs, compiled once for all models of a run."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from sagan_jax import sampling
+from sagan_jax.models import Network
+from sagan_jax.streams import Stream
+
+
+class Programs(NamedTuple):
+    """Functions of the variables of a model; the first three yield results batch by batch.
+
+    Attributes:
+      sample: see `sampling.create_sample`.
+      generate: `generate(frozen, z, labels)` yields float32 images [b, S, S, 3] in [-1, 1].
+      discriminate: `discriminate(variables, images, labels)` yields logits float32 [b] of uint8
+        images; `variables` are the discriminator's.
+      attend: `attend(frozen, randomness, number, label, place) -> {resolution: float32 [M]}`, see
+        `Model.attention`; number and label are int32 [1], place is float32 [2].
+    """
+
+    sample: sampling.Sample
+    generate: Callable
+    discriminate: Callable
+    attend: Callable
+
+
+def create_programs(
+    config: ml_collections.ConfigDict, generator: Network, discriminator: Network
+) -> Programs:
+    """The programs of a run's models, all but the last on all local devices."""
+    z_dim, batch_size = config.model.z_dim, config.evaluation.batch_size
+    with_classes = config.model.conditioning == 'acgan'
+
+    def logits(variables, rows):
+        images, labels = rows
+        images = images.astype(np.float32) / 127.5 - 1
+        weights, _ = discriminator.normalise(variables)
+        outputs, _ = discriminator.apply(weights, images, labels, train=False)
+        return outputs[0] if with_classes else outputs
+
+    def discriminate(variables, images, labels):
+        return sampling.by_rows(logits, batch_size, variables, images, labels)
+
+    @jax.jit
+    def attend(frozen, randomness, number, label, place):
+        seed, truncation = randomness
+        z = sampling.numbered_noise(seed, Stream.NUMBERED_NOISE, number, z_dim, truncation)
+        maps = generator.attention(frozen, z, label)
+
+        def row(resolution, weights):
+            at = jnp.clip((place * resolution).astype(jnp.int32), 0, resolution - 1)
+            return weights[0, at[0] * resolution + at[1]]
+
+        return {resolution: row(resolution, weights) for resolution, weights in maps.items()}
+
+    return Programs(
+        sample=sampling.create_sample(generator, z_dim, batch_size),
+        generate=create_generate(generator, batch_size),
+        discriminate=discriminate,
+        attend=attend,
+    )
+
+
+def create_generate(generator: Network, batch_size: int) -> Callable:
+    """Builds `Programs.generate` for a generator."""
+
+    def images(frozen, rows):
+        return generator.apply(frozen, *rows, train=False)[0]
+
+    def generate(frozen, z, labels):
+        return sampling.by_rows(images, batch_size, frozen, z, labels)
+
+    return generate
