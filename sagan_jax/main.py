@@ -1,12 +1,9 @@
-"""Trains SAGAN: python -m sagan_jax.main --config configs/quickstart.py
+"""Trains a SAGAN and uses the trained model; --mode says which.
 
-With --mode evaluate it scores the checkpoints of a run instead, with --mode figures it draws the
-paper's figures for it, with --mode sample images of its generator, with --mode export it writes the
-generator for other programs, and with --mode serve it shows the run in a browser. For all of these
---workdir is enough.
+A configuration file may have variants, chosen as --config configs/imagenet128.py:feat32. Each of
+its keys can be changed: --config.batch_size=64 --config.optimizer.generator_lr=2e-4
 
-A configuration file may have variants, chosen as --config configs/imagenet128.py:feat32, and any
-of its keys can be changed: --config.batch_size=64 --config.optimizer.generator_lr=2e-4
+The other modes take the configuration from the folder of the run, --workdir.
 """
 
 from pathlib import Path
@@ -16,54 +13,83 @@ from ml_collections import config_flags
 
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line
+from sagan_jax.system.command_line import Mode
+
+MODES = {
+    'train': Mode(
+        'trains, or resumes from the newest checkpoint of the workdir; the default',
+        'python -m sagan_jax.main --config configs/quickstart.py',
+    ),
+    'evaluate': Mode(
+        'scores checkpoints: FID, the Inception Score and others',
+        'python -m sagan_jax.main --mode evaluate --workdir runs/quickstart --checkpoint best',
+        ('checkpoint',),
+    ),
+    'figures': Mode(
+        "draws the paper's figures of a run",
+        'python -m sagan_jax.main --mode figures --workdir runs/quickstart --figures attention',
+        ('checkpoint', 'figures', 'classes', 'points'),
+    ),
+    'sample': Mode(
+        'draws images of the generator',
+        'python -m sagan_jax.main --mode sample --workdir runs/quickstart --classes star,cross',
+        ('checkpoint', 'draw', 'classes', 'num_images', 'sample_seed', 'truncation', 'output'),
+    ),
+    'export': Mode(
+        'writes the generator for programs that do not have this package',
+        'python -m sagan_jax.main --mode export --workdir runs/quickstart',
+        ('checkpoint', 'output'),
+    ),
+    'serve': Mode(
+        'shows the run in a browser',
+        'python -m sagan_jax.main --mode serve --workdir runs/quickstart --port 8080',
+        ('host', 'port'),
+    ),
+}
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; by default runs/ and the name of the configuration.'
+    'workdir', None, 'Folder of the run. By default runs/ and the name of the configuration.'
 )
-_MODE = flags.DEFINE_enum(
-    'mode',
-    'train',
-    ['train', 'evaluate', 'figures', 'sample', 'export', 'serve'],
-    'What to do.',
-)
+_MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint',
-    'newest',
-    'Where not to train: newest, best, all (to evaluate), or the step of a checkpoint.',
+    'checkpoint', 'newest', 'newest, best or the step of a checkpoint; to evaluate, also all.'
 )
 _FIGURES = flags.DEFINE_list(
-    'figures', [], 'With --mode figures: some of attention, curves, classes, evolution; or all.'
+    'figures', ['all'], 'Some of attention, curves, classes and evolution, or all.'
 )
-_CLASSES = flags.DEFINE_list('classes', [], 'Names or numbers of the classes to draw.')
+_CLASSES = flags.DEFINE_list(
+    'classes', [], 'Names or indices of the classes to draw. By default all classes.'
+)
 _POINTS = flags.DEFINE_list(
     'points', [], 'Query locations of the attention figure as row:column in pixels, as 8:8,20:25.'
 )
 _DRAW = flags.DEFINE_string(
     'draw',
     'samples',
-    'With --mode sample: samples; noise_interpolation or class_interpolation; nearest, samples '
-    'beside the training pictures nearest to them; or ranking, samples in the order of the '
-    "discriminator's logits.",
+    'samples; noise_interpolation; class_interpolation; nearest, samples beside the training '
+    "images nearest to them; or ranking, samples in the order of the discriminator's logits.",
 )
 _NUM_IMAGES = flags.DEFINE_integer(
-    'num_images', None, 'With --mode sample: how many images, or rows of an interpolation.'
+    'num_images', None, 'Number of images, or of rows of an interpolation.'
 )
-_SAMPLE_SEED = flags.DEFINE_integer('sample_seed', 0, 'With --mode sample: decides the images.')
+_SAMPLE_SEED = flags.DEFINE_integer('sample_seed', 0, 'Seed of the images.')
 _TRUNCATION = flags.DEFINE_float(
-    'truncation', None, 'With --mode sample: draw z again where it lies beyond ± this, up to 5.'
+    'truncation', None, 'Draw z again where it lies beyond ± this threshold, at most 5.'
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'With --mode sample: a file that ends in .png or .npz, or a folder for single PNG files. With '
-    '--mode export: a folder. By default in the workdir.',
+    'A folder to write into; for samples also a file that ends in .png or .npz. By default in the '
+    'workdir.',
 )
 _HOST = flags.DEFINE_string(
-    'host', '127.0.0.1', 'With --mode serve: the address to listen at; this one is for nobody else.'
+    'host',
+    '127.0.0.1',
+    'Address to listen on. The default is reachable from this machine alone.',
 )
 _PORT = flags.DEFINE_integer(
-    'port', 8000, 'With --mode serve: 0 for any that is free.', lower_bound=0, upper_bound=65535
+    'port', 8000, 'Port to listen on; 0 for any free port.', lower_bound=0, upper_bound=65535
 )
 
 
@@ -95,7 +121,8 @@ def main(argv: list[str]) -> None:
             evaluate(config, workdir, _CHECKPOINT.value)
         else:
             points = [_point(text) for text in _POINTS.value]
-            illustrate(config, workdir, _CHECKPOINT.value, _FIGURES.value, _CLASSES.value, points)
+            kinds = [] if 'all' in _FIGURES.value else _FIGURES.value
+            illustrate(config, workdir, _CHECKPOINT.value, kinds, _CLASSES.value, points)
         if distributed.is_first():
             report.write(workdir)
             print(f'written        {RunFolder(workdir).report}')
@@ -134,4 +161,4 @@ def _default_workdir() -> Path:
 
 
 if __name__ == '__main__':
-    command_line.run(main, _CONFIG)
+    command_line.run(main, _CONFIG, MODES)

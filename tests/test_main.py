@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def assert_refused(result, *parts):
         (['--config', 'configs/quickstart.py', 'more'], ["'more'"]),
         (['--verbos'], ['verbos', '--help']),
         (['--mode', 'sample'], ['--workdir']),
+        (['--mode', 'export', '--draw', 'nearest'], ['--draw', 'mode sample', 'mode is export']),
+        (['--config', 'quickstart', '--classes', ''], ['--classes', 'mode is train']),
         (['--mode', 'evaluate'], ['--workdir']),
         (['--mode', 'figures', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
         (['--mode', 'export', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
@@ -90,10 +93,75 @@ command_line.run(main, command_line.define_config())
     assert_refused(result, 'figures/a.png cannot be written (No space left on device)')
 
 
-def test_help():
+# What is said of a program's flags, gathered in a process of its own: flags are defined once.
+FLAGS = """
+import json, shlex
+from absl import flags
+from sagan_jax import main
+from sagan_jax.errors import UserError
+from sagan_jax.system import command_line
+
+def refusal(*arguments):
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(['main', *arguments])
+    try:
+        command_line.check_mode(main.MODES)
+    except UserError as error:
+        return str(error)
+
+flags.FLAGS.mark_as_parsed()
+own = [flag.name for flag in flags.FLAGS.get_flags_for_module(main.__name__)]
+print(json.dumps({
+    'modes': {name: mode.flags for name, mode in main.MODES.items()},
+    'flags': own,
+    'pairs': [
+        (flag, mode, refusal(f'--mode={mode}', f'--{flag}={flags.FLAGS[flag].default or 1}'))
+        for flag in own if flag not in ('mode', 'workdir')
+        for mode in main.MODES
+    ],
+    'examples': [refusal(*shlex.split(mode.example)[3:]) for mode in main.MODES.values()],
+}))
+"""
+
+
+@pytest.fixture(scope='module')
+def said():
+    root = str(Path(__file__).parents[1])
+    command = [sys.executable, '-c', FLAGS]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def test_a_flag_of_another_mode_is_refused(said):
+    assert len(said['pairs']) == len(said['modes']) * (len(said['flags']) - 2)
+    for flag, mode, refusal in said['pairs']:
+        owners = [name for name, names in said['modes'].items() if flag in names]
+        assert owners, flag
+        if mode in owners:
+            assert refusal is None
+        else:
+            assert refusal == (
+                f'--{flag} belongs to --mode {" and ".join(owners)}, but the mode is {mode}: '
+                f'leave out --{flag}, or choose another mode.'
+            )
+    accepted = {(flag, mode) for flag, mode, refusal in said['pairs'] if refusal is None}
+    assert {('port', 'serve'), ('classes', 'figures'), ('classes', 'sample')} <= accepted
+    assert not accepted & {('points', 'sample'), ('checkpoint', 'train'), ('output', 'figures')}
+
+
+def test_help_groups_the_flags_by_mode(said):
     result = run('--help')
-    assert 'python -m sagan_jax.main --config configs/quickstart.py' in result.stdout
-    assert '--workdir' in result.stdout
+    assert result.returncode == 0
+    common = result.stdout.partition('--mode train:')[0]
+    assert re.findall(r'^  --(\w+)', common, re.MULTILINE) == ['config', 'workdir', 'mode']
+    groups = dict(re.findall(r'^--mode (\w+): (.*?)(?=^--mode |\Z)', result.stdout, re.M | re.S))
+    assert groups.keys() == said['modes'].keys()
+    for mode, text in groups.items():
+        described = re.findall(r'^  --(\w+)', text, re.MULTILINE)
+        assert described == said['modes'][mode]
+        example = next(line for line in text.splitlines() if line.startswith('    python'))
+        assert f'--mode {mode}' in example or mode == 'train'
+    assert said['examples'] == [None] * len(groups)
 
 
 @pytest.fixture(scope='module')
@@ -172,7 +240,8 @@ def test_the_workdir_is_named_after_the_configuration_and_is_enough(tmp_path, pi
 
     workdir = tmp_path / 'runs' / 'image_folder'
     assert '--mode figures' in (workdir / 'report.html').read_text()
-    result = run('--mode', 'figures', '--figures', 'attention', '--workdir', workdir, cwd=tmp_path)
+    result = run('--mode', 'figures', '--figures', 'all', '--workdir', workdir, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (workdir / 'figures' / 'attention_generator.png').exists()
+    drawn = {path.name for path in (workdir / 'figures').glob('*.png')}
+    assert {'attention_generator.png', 'evolution.png'} <= drawn
     assert '--mode figures' not in (workdir / 'report.html').read_text()

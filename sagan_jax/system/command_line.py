@@ -1,11 +1,13 @@
-"""What the programs' command lines share: a configuration, mistakes reported in one sentence."""
+"""What the programs' command lines share: a configuration, modes, mistakes in one sentence."""
 
 import errno
 import logging
 import sys
+import textwrap
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -15,14 +17,30 @@ from sagan_jax.configuration import files
 from sagan_jax.errors import UserError
 from sagan_jax.system import cpu
 
+_HELP = ('--help', '-help', '-h', '-?')
+
+
+class Mode(NamedTuple):
+    """What a program does with one value of its flag --mode.
+
+    Attributes:
+      does: a predicate, such as 'draws images of the generator'.
+      example: a whole command.
+      flags: names of the flags that this mode reads. A flag of no mode belongs to all of them.
+    """
+
+    does: str
+    example: str
+    flags: tuple[str, ...] = ()
+
 
 def define_config() -> flags.FlagHolder:
     """The flag --config FILE:VARIANT, and --config.KEY=VALUE for each of its keys."""
     return config_flags.DEFINE_config_file(
         'config',
         None,
-        'Configuration: the path of a file or the name of one of ours, with a variant or not, as '
-        'my_config.py, quickstart or imagenet128:feat32.',
+        'Path of a configuration file, or the name of one that comes with the package, and a '
+        'variant if it has any: my_config.py, quickstart or imagenet128:feat32.',
     )
 
 
@@ -44,13 +62,29 @@ def with_located_config(argv: list[str]) -> list[str]:
     return located
 
 
-def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
-    """Runs `main`; a mistake of the user's, or a full disk, ends in one sentence and status 2."""
+def run(
+    main: Callable[[list[str]], None],
+    config: flags.FlagHolder,
+    modes: Mapping[str, Mode] | None = None,
+) -> None:
+    """Runs `main`; a mistake of the user's, or a full disk, ends in one sentence and status 2.
+
+    Args:
+      main: takes the arguments that are not flags, of which there are none but the program's name.
+      config: from `define_config`.
+      modes: of a program that has a flag --mode, by its values. They group the flags in --help, and
+        a flag of another mode is refused.
+    """
 
     def parse(argv):
+        if modes and not set(_HELP).isdisjoint(argv):
+            print(describe(modes))
+            sys.exit()
         remaining = _parse(argv, config)
         if len(remaining) > 1:
             raise UserError(f'Unexpected argument {remaining[1]!r}: see --help.')
+        if modes:
+            check_mode(modes)
         return remaining
 
     cpu.restart_with_large_pages()
@@ -73,6 +107,51 @@ def run(main: Callable[[list[str]], None], config: flags.FlagHolder) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def check_mode(modes: Mapping[str, Mode]) -> None:
+    """Refuses a flag that was given although it belongs to modes other than that of --mode.
+
+    Raises:
+      UserError: naming the flag, its modes and the mode that was given.
+    """
+    given = flags.FLAGS['mode'].value
+    for name in _owned(modes):
+        owners = [mode for mode, (_, _, names) in modes.items() if name in names]
+        if flags.FLAGS[name].present and given not in owners:
+            raise UserError(
+                f'--{name} belongs to --mode {" and ".join(owners)}, but the mode is {given}: '
+                f'leave out --{name}, or choose another mode.'
+            )
+
+
+def describe(modes: Mapping[str, Mode]) -> str:
+    """The text of --help: the program's docstring, then the flags of all modes and of each."""
+    own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    shared = ['config', *(name for name in own if name not in _owned(modes))]
+    groups = [sys.modules['__main__'].__doc__ or '', _describe_flags('In all modes:', shared)]
+    for name, (does, example, names) in modes.items():
+        groups.append(_describe_flags(f'--mode {name}: {does}\n\n    {example}', names))
+    return '\n\n'.join(group.rstrip() for group in groups)
+
+
+def _describe_flags(title: str, names: Iterable[str]) -> str:
+    lines = [f'{title}\n']
+    for name in names:
+        flag = flags.FLAGS[name]
+        default = f' (default: {flag.default_as_str[1:-1]})' if flag.default else ''
+        lines += textwrap.wrap(
+            flag.help + default,
+            width=96,
+            initial_indent=f'  --{name:<12} ',
+            subsequent_indent=' ' * 17,
+        )
+    return '\n'.join(lines)
+
+
+def _owned(modes: Mapping[str, Mode]) -> list[str]:
+    """Names of the flags that belong to some of the modes only."""
+    return list(dict.fromkeys(name for mode in modes.values() for name in mode.flags))
 
 
 def _quieten_failed_writes() -> None:

@@ -7,11 +7,13 @@ import contextlib
 import ctypes
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import jaxlib
 
 _SLOW_CONVOLUTIONS = ((0, 10), (0, 11))  # versions of jaxlib
+_DEBUGGERS = {'debugpy', 'pydevd'}  # modules that are imported by nobody else
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, from malloc.h
 
 
@@ -35,11 +37,26 @@ def restart_with_large_pages() -> None:
     """Replaces this process by itself with memory in pages of 2 MB, where Linux leaves the choice.
 
     A step's memory then comes in hundreds of pages and not in a hundred thousand. glibc reads the
-    setting when a program starts; nothing happens where it was made, or its contrary. Not for
-    notebooks, which it would end.
+    setting when a program starts. Nothing happens if `GLIBC_TUNABLES` has the setting already, if
+    `SAGAN_JAX_LARGE_PAGES=0` is in the environment, or under a debugger or a tracer, which would
+    lose its breakpoints. Not for notebooks, which it would end.
     """
+    if os.environ.get('SAGAN_JAX_LARGE_PAGES') == '0' or _is_observed():
+        return
     offered, setting = Path('/sys/kernel/mm/transparent_hugepage/enabled'), 'glibc.malloc.hugetlb'
     tunables = os.environ.get('GLIBC_TUNABLES', '')
     if setting not in tunables and offered.exists() and '[madvise]' in offered.read_text():
         os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, (tunables, f'{setting}=1')))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_observed() -> bool:
+    """Whether a debugger or a tracer follows this process."""
+    if sys.gettrace() is not None or not _DEBUGGERS.isdisjoint(sys.modules):
+        return True
+    if monitoring := getattr(sys, 'monitoring', None):  # from Python 3.12 on
+        tools = monitoring.DEBUGGER_ID, monitoring.COVERAGE_ID
+        if any(map(monitoring.get_tool, tools)):
+            return True
+    # pdb, which absl always imports, traces nothing while it has no breakpoints.
+    return any(frame.f_globals.get('__name__') == 'bdb' for frame, _ in traceback.walk_stack(None))

@@ -50,6 +50,33 @@ libc.malloc.restype = ctypes.c_void_p
 ctypes.memset(libc.malloc(ctypes.c_size_t(2**26)), 1, 2**26)
 print(*re.findall(r'AnonHugePages: *([0-9]+)', Path('/proc/self/smaps_rollup').read_text()))
 """
+# A debugger's session: it prints the tunables of the process that stopped at the breakpoint.
+SESSION = """
+break sagan_jax/system/cpu.py:{line}
+continue
+import os
+print('stopped with', repr(os.environ.get('GLIBC_TUNABLES')))
+quit
+"""
+REPLACED = """
+import os
+os.execv = lambda *_: print('replaced')
+from sagan_jax.system import cpu
+cpu.restart_with_large_pages()
+"""
+OBSERVERS = {
+    'tracer': f'import sys; sys.settrace(lambda *_: None)\n{REPLACED}',
+    'debugpy': f'import sys; sys.modules["debugpy"] = sys\n{REPLACED}',
+    'pdb without breakpoints': f"""
+import io, pdb
+pdb.Pdb(stdin=io.StringIO('continue')).run({REPLACED!r})
+""",
+}
+if sys.version_info >= (3, 12):
+    OBSERVERS['monitoring'] = (
+        f'import sys; sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, "d")\n{REPLACED}'
+    )
+ROOT = Path(__file__).parents[2]
 OFFERED = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 
@@ -84,16 +111,47 @@ def test_memory_is_kept_between_steps():
     assert after < 100
 
 
-@pytest.mark.skipif(
+where_large_pages_are_offered = pytest.mark.skipif(
     platform.libc_ver()[0] != 'glibc'
     or not OFFERED.exists()
     or '[madvise]' not in OFFERED.read_text(),
     reason='the system has no large pages to ask for',
 )
+
+
+@where_large_pages_are_offered
 def test_memory_comes_in_large_pages_unless_the_user_says_no():
-    asked, refused = (
-        int(run(LARGE_PAGES, GLIBC_TUNABLES=tunables))
-        for tunables in ('', 'glibc.malloc.hugetlb=0')
+    asked, *refused = (
+        int(run(LARGE_PAGES, **{'GLIBC_TUNABLES': ''} | environment))
+        for environment in (
+            {},
+            {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0'},
+            {'SAGAN_JAX_LARGE_PAGES': '0'},
+        )
     )
     assert asked > 2**15
-    assert refused < 2**12
+    assert max(refused) < 2**12
+
+
+@where_large_pages_are_offered
+def test_an_observed_process_is_not_replaced():
+    assert 'replaced' in run(REPLACED, GLIBC_TUNABLES='')
+    for observer, program in OBSERVERS.items():
+        assert 'replaced' not in run(program, GLIBC_TUNABLES=''), observer
+
+
+@where_large_pages_are_offered
+def test_a_debugger_stops_at_a_breakpoint():
+    _, line, *_ = sorted({line for *_, line in cpu.prepare.__code__.co_lines() if line})
+    command = [sys.executable, '-m', 'pdb', '-m', 'sagan_jax.main', '--config', 'quickstart']
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {'GLIBC_TUNABLES': ''},
+        input=SESSION.format(line=line),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f'cpu.py({line})prepare()' in result.stdout, result.stdout + result.stderr
+    assert "stopped with ''" in result.stdout
