@@ -16,7 +16,6 @@ from jax import lax
 
 from sagan_jax import losses, models, optimizers
 from sagan_jax.configuration import checks
-from sagan_jax.errors import UserError
 from sagan_jax.models import Variables
 from sagan_jax.system.replicas import AXIS
 
@@ -52,18 +51,13 @@ def create_game(config: ml_collections.ConfigDict, devices: list[jax.Device]) ->
     """Creates the game that a configuration describes.
 
     Args:
-      config: see configuration/defaults.py.
+      config: one that `checks.check` accepts.
       devices: the devices that share each batch, of all processes.
 
     Raises:
-      UserError: if a number is out of range, see configuration/checks.py; if the batch size is not
-        divisible by the devices and by `gradient_accumulation`; if the loss is unknown; if
-        `mismatch_weight` is set without projection or classes; or if there are no such networks,
-        see `models.create`.
+      UserError: if the batch cannot be divided among the devices, see `checks.check_batch`.
     """
-    checks.check(config)
-    _check_batch(config, len(devices))
-    _check_mismatch(config)
+    checks.check_batch(config, len(devices))
     generator, discriminator = models.create(
         config, AXIS if config.batch_norm.cross_replica else None
     )
@@ -76,35 +70,10 @@ def create_game(config: ml_collections.ConfigDict, devices: list[jax.Device]) ->
         discriminator,
         generator_optimizer,
         discriminator_optimizer,
-        loss=losses.get(config.loss),
+        loss=losses.LOSSES[config.loss],
         scan=partial(lax.scan, unroll=unroll),
         local_batch=config.batch_size // len(devices),
     )
-
-
-def _check_batch(config: ml_collections.ConfigDict, devices: int) -> None:
-    pairs = 2 if config.mode_seeking_weight else 1
-    divisor = devices * config.gradient_accumulation * pairs
-    if config.batch_size % divisor:
-        parts = f'the {devices} devices'
-        if config.gradient_accumulation > 1:
-            parts += f' times gradient_accumulation={config.gradient_accumulation}'
-        if pairs == 2:
-            parts += ' times the 2 images of a pair (mode_seeking_weight)'
-        raise UserError(
-            f'batch_size={config.batch_size} is not divisible by {parts}: '
-            f'set it to a multiple of {divisor}.'
-        )
-
-
-def _check_mismatch(config: ml_collections.ConfigDict) -> None:
-    possible = config.model.conditioning == 'projection' and config.dataset.num_classes > 1
-    if config.mismatch_weight and not possible:
-        raise UserError(
-            f'mismatch_weight={config.mismatch_weight} needs '
-            '--config.model.conditioning=projection and at least two classes: set '
-            'both, or --config.mismatch_weight=0.'
-        )
 
 
 # ---- The losses of both networks. --------------------------------------------------------------

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sagan_jax.errors import UserError
-
 
 class Loss(NamedTuple):
     """A pair of losses, each the mean over a batch, float32 [].
@@ -92,12 +90,3 @@ LOSSES = {
         non_saturating_discriminator, non_saturating_generator, non_saturating_rejection
     ),
 }
-
-
-def get(name: str) -> Loss:
-    """The loss called `name`. Raises UserError if there is none of this name."""
-    if name not in LOSSES:
-        raise UserError(
-            f'There is no loss {name!r}: choose --config.loss from {", ".join(LOSSES)}.'
-        )
-    return LOSSES[name]

@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
     from sagan_jax.viewing.paper_figures import illustrate
 
     config = _CONFIG.value or RunFolder(workdir).config()
-    checks.check(config)  # above all whether a run's is as old as to lack keys
+    checks.check(config)  # one that was read from a run may lack keys
     if config.distributed.coordinator and _MODE.value == 'figures':
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
     with distributed.joined(config):

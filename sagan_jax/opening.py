@@ -13,7 +13,6 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from sagan_jax import data, models, sampling
-from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.evaluation.protocol import Row
@@ -84,7 +83,7 @@ def open_run(
     """Opens a run for the block, with its newest state on all devices.
 
     Args:
-      config: see configuration/defaults.py.
+      config: one that `checks.check` accepts.
       folder: the folder of the run, made if it does not exist.
       restarts: how often this process went back to a checkpoint because training had diverged.
       profile: the first and the last step to trace with `jax.profiler`.
@@ -93,8 +92,6 @@ def open_run(
       UserError: for a mistake in the configuration, the data or the workdir.
     """
     # Refuse early what cannot work, before anything is written.
-    checks.check(config)
-    _check_schedule(config)
     _check_processes(config)
     train_step = create_train_step(config)  # compiled on its first call
     distributed.on_first(lambda: _check_workdir(folder, config))
@@ -247,18 +244,6 @@ def _cells_of_reals(summary: data.Summary, classes: np.ndarray) -> np.ndarray:
 
 
 # ---- What is refused. --------------------------------------------------------------------------
-
-
-def _check_schedule(config: ml_collections.ConfigDict) -> None:
-    in_steps = ('num_train_steps', 'log_every', 'sample_every', 'checkpoint_every')
-    if config.evaluate_every:
-        in_steps += ('evaluate_every',)
-    for key in in_steps:
-        if config[key] % config.steps_per_call:
-            raise UserError(
-                f'{key}={config[key]} is not a multiple of '
-                f'steps_per_call={config.steps_per_call}: change one of the two.'
-            )
 
 
 def _check_processes(config: ml_collections.ConfigDict) -> None:

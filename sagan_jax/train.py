@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from sagan_jax import sampling
+from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
@@ -55,6 +56,7 @@ def train(
         written; when training diverges more often than `config.divergence_restarts`, before a bad
         checkpoint is kept; and when the last checkpoint cannot be written.
     """
+    checks.check(config)
     for restarts in range(config.divergence_restarts + 1):
         try:
             with open_run(config, RunFolder(Path(workdir)), restarts, profile) as (run, state):

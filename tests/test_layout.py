@@ -19,11 +19,11 @@ SAGAN_JAX = {
     'spectral_norm': '',
     'losses': '',
     'optimizers': '',
-    'configuration': '',
+    'configuration': 'losses models',
     'system': 'configuration',
     'images': 'system',
     'figures': 'system',
-    'models': 'configuration spectral_norm',
+    'models': 'spectral_norm',
     'data': 'streams images',
     'metrics': 'system images',
     'run': 'configuration system images',
@@ -32,10 +32,11 @@ SAGAN_JAX = {
     'game': 'losses optimizers configuration system models',
     'train_step': 'streams spectral_norm optimizers system models state game',
     'evaluation': 'streams configuration system models data metrics run sampling state',
-    'trained': 'streams system images figures models metrics run sampling state evaluation',
+    'trained': 'configuration streams system images figures models metrics run sampling state '
+    'evaluation',
     'viewing': 'system images figures data run sampling evaluation trained',
-    'opening': 'configuration system models data run sampling state train_step evaluation',
-    'train': 'system images run sampling state evaluation viewing opening',
+    'opening': 'system models data run sampling state train_step evaluation',
+    'train': 'configuration system images run sampling state evaluation viewing opening',
     'main': 'configuration system run evaluation trained viewing train',
     '__init__': 'trained',  # sagan_jax.load
 }

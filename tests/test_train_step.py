@@ -368,19 +368,6 @@ def test_wrong_labels_are_uniform_over_the_other_classes():
     assert (labels != draw(8, update=4)).any()
 
 
-@pytest.mark.parametrize(
-    'overrides',
-    [
-        {'model__conditioning': 'none'},
-        {'model__conditioning': 'acgan'},
-        {'dataset__num_classes': 1},
-    ],
-)
-def test_wrong_labels_need_a_projection_and_classes(overrides):
-    with pytest.raises(UserError, match=r'mismatch_weight=0.5 needs --config.model.conditioning'):
-        create_train_step(base(mismatch_weight=0.5, **overrides))
-
-
 def test_rates_fall_to_zero():
     """Updates are those of constant rates for half of the steps, then shrink linearly."""
     config, moved = base(num_train_steps=4, optimizer__decay_from=0.5), []

@@ -80,6 +80,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from launch.benchmark import hardware, sections
+    from sagan_jax.configuration import checks
 
     devices = devices or [jax.local_device_count()]
     if max(devices) > jax.local_device_count():
@@ -101,6 +102,8 @@ def main(argv: list[str]) -> None:
         f'{machine["cpu"]}, {machine["cores"]} cores'
     )
     chosen, configs = _chosen(sections.SECTIONS), list(_grid(CONFIG.value))
+    for config in configs:
+        checks.check(config)
 
     def write() -> None:
         described = {'command': sys.argv, 'machine': machine, 'config': CONFIG.value.to_dict()}

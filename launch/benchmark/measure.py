@@ -17,7 +17,7 @@ from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.game import Metrics
 from sagan_jax.metrics import features, in_domain, inception
-from sagan_jax.models.architectures import architecture, generator_resolutions
+from sagan_jax.models.architectures import ARCHITECTURES, generator_resolutions
 from sagan_jax.models.attention import SelfAttention
 from sagan_jax.state import TrainState, create_state
 from sagan_jax.system.replicas import replicate
@@ -265,7 +265,7 @@ def attention(
     Returns:
       `run(calls)`, the memory of the compiled program in bytes, and the layer's channels.
     """
-    arch = architecture(config.model.architecture, config.dataset.image_size)
+    arch = ARCHITECTURES[config.model.architecture][config.dataset.image_size]
     widths = dict(zip(generator_resolutions(arch), arch.generator[1:], strict=True))
     if resolution not in widths:
         raise UserError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sagan_jax import models
 from sagan_jax.errors import UserError
-from sagan_jax.models.architectures import architecture
+from sagan_jax.models.architectures import ARCHITECTURES
 
 Weights = dict[str, Tensor]
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)
@@ -86,7 +86,7 @@ class Generator(nn.Module):
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()
         model, norm = config.model, config.batch_norm
-        multiples = architecture(model.architecture, config.dataset.image_size).generator
+        multiples = ARCHITECTURES[model.architecture][config.dataset.image_size].generator
         start, *widths = (model.generator_width * multiple for multiple in multiples)
         classes = config.dataset.num_classes if model.conditioning == 'projection' else 0
         self.start, self.blocks, inputs = start, len(widths), start
@@ -129,7 +129,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()
         model, size, inputs = config.model, config.dataset.image_size, 3
-        arch = architecture(model.architecture, size)
+        arch = ARCHITECTURES[model.architecture][size]
         self.blocks = len(arch.discriminator)
         for number, multiple in enumerate(arch.discriminator, start=1):
             width, down = model.discriminator_width * multiple, number <= arch.downs

@@ -78,6 +78,13 @@ def main(argv: list[str]) -> None:
         return
 
     chosen = _chosen(asked)
+    # Imported late, so that --help, --list and mistakes on the command line are answered at once.
+    from sagan_jax.configuration import checks
+
+    for run in chosen:
+        config = configs[run.variant].copy_and_resolve_references()
+        config.seed = run.seed
+        checks.check(config)
     register(workdir, file, overrides, configs, asked)
     if JOBS.value > 1:
         # Side by side on one accelerator, none may take most of its memory for itself.

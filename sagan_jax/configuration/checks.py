@@ -1,11 +1,21 @@
-"""Between which values the numbers of a configuration make sense."""
+"""Which configurations make sense: the numbers, the choices, and what must agree among them.
 
-from typing import NamedTuple
+The entries check a configuration once: the commands, `train` and `load`. What they call trusts it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
 from sagan_jax.errors import UserError
+from sagan_jax.losses import LOSSES
+from sagan_jax.models.architectures import (
+    ARCHITECTURES,
+    discriminator_resolutions,
+    generator_resolutions,
+)
 
 
 class Range(NamedTuple):
@@ -73,21 +83,162 @@ RANGES = {
 }
 
 
+CHOICES: dict[str, Iterable[str]] = {
+    'dtype': ('float32', 'bfloat16'),
+    'loss': LOSSES,
+    'model.architecture': ARCHITECTURES,
+    'model.attention_block': ('self_attention', 'residual'),
+    'model.conditioning': ('projection', 'acgan', 'none'),
+    'model.initializer': ('xavier_uniform', 'orthogonal', 'normal'),
+    'evaluation.features': ('inception', 'in_domain'),
+    'evaluation.split': ('train', 'test'),
+    'evaluation.best': ('fid', 'is'),
+}
+
+LEAST_PAIRS = 30  # of FID∞, the most demanding of the scores over pairs
+
+
 def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses a number that means nothing, before it shows much later as some other error.
+    """Refuses a configuration that means nothing, before it shows much later as some other error.
 
     Raises:
-      UserError: naming the first such key, its value and what would make sense; or a key that is
-        missing.
+      UserError: naming the first key that is missing, whose value is out of its range or none of
+        its choices, or which disagrees with another key.
     """
     for key, (least, greatest, words) in RANGES.items():
-        section, _, name = key.rpartition('.')
-        try:
-            value = (config[section] if section else config)[name]
-        except KeyError as error:
-            raise UserError(
-                f'The configuration has no {key}, as one of an older version: give --config, or '
-                'train anew.'
-            ) from error
-        if not least <= value <= greatest:  # nor does NaN lie between anything
+        value = _value(config, key)
+        if not least <= value <= greatest:  # NaN is not between any two numbers
             raise UserError(f'{key}={value} should be {words}.')
+    for key, choices in CHOICES.items():
+        value = _value(config, key)
+        if value not in choices:
+            raise UserError(f'{key}={value!r} should be {_one_of(choices)}.')
+    _check_schedule(config)
+    _check_conditioning(config)
+    _check_networks(config)
+    _check_evaluation(config)
+
+
+def check_batch(config: ml_collections.ConfigDict, devices: int) -> None:
+    """Refuses a batch that cannot be divided among so many devices.
+
+    Raises:
+      UserError: naming what it would have to be a multiple of.
+    """
+    pairs = 2 if config.mode_seeking_weight else 1
+    divisor = devices * config.gradient_accumulation * pairs
+    if config.batch_size % divisor:
+        parts = f'the {devices} devices'
+        if config.gradient_accumulation > 1:
+            parts += f' times gradient_accumulation={config.gradient_accumulation}'
+        if pairs == 2:
+            parts += ' times the 2 images of a pair (mode_seeking_weight)'
+        raise UserError(
+            f'batch_size={config.batch_size} is not divisible by {parts}: '
+            f'set it to a multiple of {divisor}.'
+        )
+
+
+def _value(config: ml_collections.ConfigDict, key: str) -> Any:
+    section, _, name = key.rpartition('.')
+    try:
+        return (config[section] if section else config)[name]
+    except KeyError as error:
+        raise UserError(
+            f'The configuration has no {key}, as in an older version: give --config, or train '
+            'again.'
+        ) from error
+
+
+def _one_of(choices: Iterable[Any]) -> str:
+    """'a', 'a or b', 'a, b or c'."""
+    *names, last = map(str, choices)
+    return f'{", ".join(names)} or {last}' if names else last
+
+
+def _check_schedule(config: ml_collections.ConfigDict) -> None:
+    in_steps = ('num_train_steps', 'log_every', 'sample_every', 'checkpoint_every')
+    for key in (*in_steps, 'evaluate_every'):  # 0, which is never, is a multiple too
+        if config[key] % config.steps_per_call:
+            raise UserError(
+                f'{key}={config[key]} is not a multiple of '
+                f'steps_per_call={config.steps_per_call}: change one of the two.'
+            )
+
+
+def _check_conditioning(config: ml_collections.ConfigDict) -> None:
+    model, classes = config.model, config.dataset.num_classes
+    if model.conditioning != 'none' and not classes:
+        raise UserError(
+            f'model.conditioning={model.conditioning} needs classes: set '
+            '--config.dataset.num_classes, or --config.model.conditioning=none.'
+        )
+    if model.conditioning != 'none' and model.architecture == 'dcgan':
+        raise UserError(
+            f'The architecture dcgan has no conditioning {model.conditioning!r}: set '
+            '--config.model.conditioning=none.'
+        )
+    if config.mismatch_weight and not (model.conditioning == 'projection' and classes > 1):
+        raise UserError(
+            f'mismatch_weight={config.mismatch_weight} needs '
+            '--config.model.conditioning=projection and at least two classes: set '
+            'both, or --config.mismatch_weight=0.'
+        )
+
+
+def _check_networks(config: ml_collections.ConfigDict) -> None:
+    model, image_size = config.model, config.dataset.image_size
+    sizes = ARCHITECTURES[model.architecture]
+    if image_size not in sizes:
+        raise UserError(
+            f'The architecture {model.architecture!r} has no networks for '
+            f'dataset.image_size={image_size}: choose --config.dataset.image_size from '
+            f'{", ".join(map(str, sizes))}.'
+        )
+    arch = sizes[image_size]
+    maps = generator_resolutions(arch), discriminator_resolutions(arch, image_size)
+    if model.architecture == 'dcgan':
+        maps = [], []
+    _check_attention('generator', model.generator_attention, maps[0])
+    _check_attention('discriminator', model.discriminator_attention, maps[1])
+    block = model.attention_query_block
+    for resolution in (*model.generator_attention, *model.discriminator_attention):
+        queries = resolution**2
+        if 0 < block < queries and queries % block:
+            raise UserError(
+                f'model.attention_query_block={block} does not divide the {queries} queries of the '
+                f'attention at {resolution}: take a power of two, or 0 for all at once.'
+            )
+
+
+def _check_attention(network: str, asked: Sequence[int], possible: Sequence[int]) -> None:
+    if asked and not possible:
+        raise UserError(
+            f'This {network} takes no attention: set --config.model.{network}_attention=().'
+        )
+    for resolution in asked:
+        if resolution not in possible:
+            raise UserError(
+                f'model.{network}_attention asks for {resolution}, but the {network} has feature '
+                f'maps of {", ".join(map(str, sorted(set(possible))))}: choose among these.'
+            )
+
+
+def _check_evaluation(config: ml_collections.ConfigDict) -> None:
+    settings = config.evaluation
+    least = max(settings.splits, 2)
+    for key in ('num_samples', 'training_samples') if config.evaluate_every else ('num_samples',):
+        if settings[key] < least:
+            raise UserError(
+                f'evaluation.{key}={settings[key]} is too few for {settings.splits} splits of the '
+                f'Inception Score: take {least} or more.'
+            )
+    if 0 < settings.pair_samples < LEAST_PAIRS:
+        raise UserError(
+            f'evaluation.pair_samples={settings.pair_samples} is too few for FID∞: take '
+            f'{LEAST_PAIRS} or more, or 0 to leave out the scores over pairs.'
+        )
+    if settings.intra_fid_samples and config.model.conditioning == 'none':
+        raise UserError(
+            'A generator without classes has no intra FID: set evaluation.intra_fid_samples=0.'
+        )

@@ -29,8 +29,6 @@ from sagan_jax.system import distributed
 from sagan_jax.system.signals import Interrupted
 from sagan_jax.system.streaming import on_devices
 
-_LEAST_PAIRS = 30  # of FID∞, the most demanding
-
 
 def evaluate(
     config: ml_collections.ConfigDict, workdir: Path, which: str | int = 'newest'
@@ -205,7 +203,6 @@ def create_evaluator(
       UserError: see `evaluate`.
     """
     settings = config.evaluation
-    _check(config, num_samples, pair_samples, intra_fid_samples)
     source = data.load(config.dataset, settings.split)
     _check_pictures(source, settings.splits, pair_samples)
     trained = source if settings.split == 'train' else data.load(config.dataset, 'train')
@@ -275,33 +272,8 @@ def is_best(
     return value(rows) < best if low_is_good else value(rows) > best
 
 
-def _check(config, num_samples: int, pair_samples: int, intra_fid_samples: int) -> None:
-    """Refuses what could only fail after the images were drawn."""
-    checks.check(config)
-    settings = config.evaluation
-    least = max(settings.splits, 2)
-    if num_samples < least:
-        raise UserError(
-            f'{num_samples} generated images are too few for {settings.splits} splits of the '
-            f'Inception Score: take {least} or more.'
-        )
-    if settings.split not in ('train', 'test'):
-        raise UserError(f'evaluation.split={settings.split!r} should be train or test.')
-    if settings.best not in ('fid', 'is'):
-        raise UserError(f'evaluation.best={settings.best!r} should be fid or is.')
-    if pair_samples and pair_samples < _LEAST_PAIRS:
-        raise UserError(
-            f'evaluation.pair_samples={pair_samples} is too few for FID∞: take {_LEAST_PAIRS} or '
-            'more, or 0 to leave out the scores over pairs.'
-        )
-    if intra_fid_samples and config.model.conditioning == 'none':
-        raise UserError(
-            'A generator without classes has no intra FID: set evaluation.intra_fid_samples=0.'
-        )
-
-
 def _check_pictures(source: data.Source, splits: int, pair_samples: int) -> None:
-    least = max(splits, _LEAST_PAIRS if pair_samples else 2)
+    least = max(splits, checks.LEAST_PAIRS if pair_samples else 2)
     if len(source) < least:
         raise UserError(
             f'The data set {source.name} has {len(source)} {source.split} pictures, but the scores '

@@ -81,14 +81,9 @@ def load_networks(config: ml_collections.ConfigDict, source: data.Source) -> Net
     """The networks that `config.evaluation` asks for; `source` is the training split.
 
     Raises:
-      UserError: for unknown features, or Inception weights that cannot be had.
+      UserError: for Inception weights that are unavailable.
     """
     kind = config.evaluation.features
-    if kind not in ('inception', 'in_domain'):
-        raise UserError(
-            f'There are no features {kind!r}: choose --config.evaluation.features from inception '
-            'and in_domain.'
-        )
     # Weights that are missing are told before a classifier is trained.
     features = classifier = None
     if kind == 'inception':

@@ -12,13 +12,7 @@ import ml_collections
 from flax import traverse_util
 
 from sagan_jax import spectral_norm
-from sagan_jax.configuration import checks
-from sagan_jax.errors import UserError
-from sagan_jax.models.architectures import (
-    architecture,
-    discriminator_resolutions,
-    generator_resolutions,
-)
+from sagan_jax.models.architectures import ARCHITECTURES
 from sagan_jax.models.attention import ResidualBlock, SelfAttention
 from sagan_jax.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from sagan_jax.models.discriminator import Discriminator
@@ -58,25 +52,10 @@ def create(
     """The generator and the discriminator that a configuration describes.
 
     Args:
-      config: see configuration/defaults.py.
+      config: see configuration/defaults.py; one that `checks.check` accepts.
       axis_name: the mapped axis over whose replicas batch moments are taken; None for one device
         on its own.
-
-    Raises:
-      UserError: for a number out of its range, see configuration/checks.py; an architecture,
-        conditioning or attention resolution that does not exist; or a block of queries that does
-        not divide them.
     """
-    checks.check(config)
-    model, image_size = config.model, config.dataset.image_size
-    _check_conditioning(config)
-    arch = architecture(model.architecture, image_size)
-    maps = generator_resolutions(arch), discriminator_resolutions(arch, image_size)
-    if model.architecture == 'dcgan':
-        maps = [], []
-    _check_attention('generator', model.generator_attention, maps[0])
-    _check_attention('discriminator', model.discriminator_attention, maps[1])
-    _check_query_block(model)
     return create_generator(config, axis_name), create_discriminator(config, axis_name)
 
 
@@ -86,7 +65,7 @@ def create_generator(
     num_classes: int | None = None,
     momentum: float | None = None,
 ) -> Network:
-    """The generator of a configuration that `create` accepts.
+    """The generator that a configuration describes.
 
     Args:
       config, axis_name: see `create`.
@@ -96,13 +75,13 @@ def create_generator(
         With 0 the averages after a pass are the moments of that batch.
     """
     model, bn = config.model, config.batch_norm
-    arch = architecture(model.architecture, config.dataset.image_size)
+    arch = ARCHITECTURES[model.architecture][config.dataset.image_size]
     widths = tuple(width * model.generator_width for width in arch.generator)
     norm = {
         'decay': bn.decay if momentum is None else momentum,
         'epsilon': bn.epsilon,
         'axis_name': axis_name,
-        'dtype': _dtype(config.dtype),
+        'dtype': jnp.dtype(config.dtype),
     }
     if model.architecture == 'dcgan':
         module = DCGANGenerator(widths, **norm)
@@ -123,11 +102,11 @@ def create_generator(
 def create_discriminator(
     config: ml_collections.ConfigDict, axis_name: str | None = None
 ) -> Network:
-    """The discriminator of a configuration that `create` accepts; for arguments see there."""
+    """The discriminator that a configuration describes; for arguments see `create`."""
     model, bn, image_size = config.model, config.batch_norm, config.dataset.image_size
-    arch = architecture(model.architecture, image_size)
+    arch = ARCHITECTURES[model.architecture][image_size]
     widths = tuple(width * model.discriminator_width for width in arch.discriminator)
-    dtype = _dtype(config.dtype)
+    dtype = jnp.dtype(config.dtype)
     if model.architecture == 'dcgan':
         module = DCGANDiscriminator(widths, bn.decay, bn.epsilon, axis_name, dtype)
     else:
@@ -198,11 +177,6 @@ def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
             0.02 * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
         ),
     }
-    if name not in initialisers:
-        raise UserError(
-            f'There is no initializer {name!r}: choose --config.model.initializer from '
-            f'xavier_uniform, {", ".join(initialisers)}.'
-        )
 
     def initialise(key, params):
         flat = traverse_util.flatten_dict(params)
@@ -218,66 +192,10 @@ def _attention_block(model: ml_collections.ConfigDict, dtype: jnp.dtype) -> Call
     """`attention_block(name=…)` makes what stands where the configuration asks for attention."""
     if model.attention_block == 'residual':
         return partial(ResidualBlock, dtype)
-    if model.attention_block == 'self_attention':
-        return partial(
-            SelfAttention,
-            dtype,
-            value_divisor=model.attention_value_divisor,
-            pooling=model.attention_pooling,
-            query_block=model.attention_query_block,
-        )
-    raise UserError(
-        f'There is no attention block {model.attention_block!r}: choose '
-        '--config.model.attention_block from self_attention and residual.'
+    return partial(
+        SelfAttention,
+        dtype,
+        value_divisor=model.attention_value_divisor,
+        pooling=model.attention_pooling,
+        query_block=model.attention_query_block,
     )
-
-
-def _check_conditioning(config: ml_collections.ConfigDict) -> None:
-    model = config.model
-    if model.conditioning not in ('projection', 'acgan', 'none'):
-        raise UserError(
-            f'There is no conditioning {model.conditioning!r}: choose --config.model.conditioning '
-            'from projection, acgan and none.'
-        )
-    if model.conditioning != 'none' and not config.dataset.num_classes:
-        raise UserError(
-            f'model.conditioning={model.conditioning} needs classes: set '
-            '--config.dataset.num_classes, or --config.model.conditioning=none.'
-        )
-    if model.architecture == 'dcgan' and model.conditioning != 'none':
-        raise UserError(
-            f'The architecture dcgan has no conditioning {model.conditioning!r}: set '
-            '--config.model.conditioning=none.'
-        )
-
-
-def _check_attention(network: str, asked: tuple[int, ...], possible: list[int]) -> None:
-    if asked and not possible:
-        raise UserError(
-            f'This {network} takes no attention: set --config.model.{network}_attention=().'
-        )
-    for resolution in asked:
-        if resolution not in possible:
-            raise UserError(
-                f'model.{network}_attention asks for {resolution}, but the {network} has feature '
-                f'maps of {", ".join(map(str, sorted(set(possible))))}: choose among these.'
-            )
-
-
-def _check_query_block(model: ml_collections.ConfigDict) -> None:
-    block = model.attention_query_block
-    for resolution in (*model.generator_attention, *model.discriminator_attention):
-        queries = resolution**2
-        if 0 < block < queries and queries % block:
-            raise UserError(
-                f'model.attention_query_block={block} does not divide the {queries} queries of the '
-                f'attention at {resolution}: take a power of two, or 0 for all at once.'
-            )
-
-
-def _dtype(name: str) -> jnp.dtype:
-    if name not in ('float32', 'bfloat16'):
-        raise UserError(
-            f'There is no dtype {name!r}: choose --config.dtype from float32 and bfloat16.'
-        )
-    return jnp.dtype(name)

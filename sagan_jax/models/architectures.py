@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from sagan_jax.errors import UserError
-
 
 class Architecture(NamedTuple):
     """The widths of a generator and of its discriminator.
@@ -42,22 +40,6 @@ ARCHITECTURES = {
         256: Architecture((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), downs=6),
     },
 }
-
-
-def architecture(name: str, image_size: int) -> Architecture:
-    """The entry of the tables. Raises UserError if there is none."""
-    if name not in ARCHITECTURES:
-        raise UserError(
-            f'There is no architecture {name!r}: choose --config.model.architecture from '
-            f'{", ".join(ARCHITECTURES)}.'
-        )
-    sizes = ARCHITECTURES[name]
-    if image_size not in sizes:
-        raise UserError(
-            f'The architecture {name!r} has no networks for dataset.image_size={image_size}: '
-            f'choose --config.dataset.image_size from {", ".join(map(str, sizes))}.'
-        )
-    return sizes[image_size]
 
 
 def generator_resolutions(arch: Architecture) -> list[int]:

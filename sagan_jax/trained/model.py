@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from sagan_jax import models, sampling
+from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.models import Network, Variables
 from sagan_jax.run import checkpoints
@@ -238,10 +239,12 @@ def create_loader(
         default as the folder has it.
 
     Raises:
-      UserError: when there is no such run; and `load_each` does.
+      UserError: when there is no such run, or `checks.check` refuses its configuration; and
+        `load_each` does.
     """
     run = RunFolder(Path(workdir))
     config, class_names = config or run.config(), run.class_names()
+    checks.check(config)
     networks, freeze = models.create(config), sampling.create_freeze(config)
     programs = create_programs(config, *networks)
 

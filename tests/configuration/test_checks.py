@@ -1,0 +1,126 @@
+"""What makes a configuration mean nothing is told in a sentence, by one function."""
+
+import jax
+import pytest
+
+from sagan_jax.configuration import checks, defaults
+from sagan_jax.errors import UserError
+from sagan_jax.state import create_state
+from tests import tiny
+
+# Whatever is written there: a name, a path or an address.
+FREE_TEXT = {
+    'dataset.name',
+    'dataset.data_dir',
+    'dataset.source_dir',
+    'distributed.coordinator',
+    'evaluation.inception_weights',
+}
+
+
+def keys_of(kinds):
+    """The dotted names of all keys whose default is one of these types."""
+    config = defaults.get_config()
+    sections = {'': config} | {
+        f'{name}.': section for name, section in config.items() if hasattr(section, 'items')
+    }
+    return {
+        prefix + name
+        for prefix, section in sections.items()
+        for name, value in section.items()
+        if type(value) in kinds
+    }
+
+
+def test_every_number_has_a_range_and_every_text_has_choices():
+    """A key that a configuration gains is thought of here too."""
+    assert keys_of({int, float}) - {'dataset.image_size'} == set(checks.RANGES)
+    assert keys_of({str, type(None)}) - FREE_TEXT == set(checks.CHOICES)
+
+
+def test_the_defaults_and_tiny_networks_are_accepted():
+    checks.check(defaults.get_config())
+    checks.check(tiny.config())
+    checks.check(tiny.config(ema__decay=1.0))
+
+
+@pytest.mark.parametrize('key', [key for key in checks.CHOICES if key.startswith('model.')])
+def test_every_choice_of_networks_exists(key):
+    """Networks take each of the names that are accepted, and no longer check them."""
+    for choice in checks.CHOICES[key]:
+        config = tiny.config(**{key: choice})
+        if choice == 'dcgan':
+            config.model.update(
+                {'conditioning': 'none', 'generator_attention': (), 'discriminator_attention': ()}
+            )
+        checks.check(config)
+        jax.eval_shape(lambda config=config: create_state(config))
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'sentence'),
+    [
+        ({'optimizer__b1': 1.0}, 'optimizer.b1=1.0 should be at least 0 and below 1'),
+        ({'optimizer__b1': float('nan')}, 'optimizer.b1=nan should be'),
+        ({'evaluation__batch_size': 0}, 'batch_size=0 should be 1 or more'),
+        ({'model__attention_query_block': -1}, 'query_block=-1 should be 0 or more'),
+        ({'loss': 'wgan'}, "^loss='wgan' should be hinge or non_saturating.$"),
+        ({'dtype': 'float16'}, "dtype='float16' should be float32 or bfloat16"),
+        ({'model__architecture': 'vgg'}, "='vgg' should be sagan, pyramid or dcgan"),
+        ({'model__attention_block': 'mlp'}, "model.attention_block='mlp' should be"),
+        ({'model__conditioning': 'concat'}, "='concat' should be projection, acgan or none"),
+        ({'model__initializer': 'zeros'}, "model.initializer='zeros' should be"),
+        ({'evaluation__features': 'vgg'}, "features='vgg' should be inception or in_domain"),
+        ({'evaluation__split': 'both'}, "split='both' should be train or test"),
+        ({'evaluation__best': 'kid'}, "best='kid' should be fid or is"),
+        (
+            {'steps_per_call': 2, 'sample_every': 3, 'log_every': 2},
+            'sample_every=3 is not a multiple of steps_per_call=2',
+        ),
+        ({'steps_per_call': 2, 'log_every': 2, 'evaluate_every': 5}, 'evaluate_every=5 is not'),
+        ({'dataset__image_size': 48}, 'no networks for dataset.image_size=48: choose .* 32.$'),
+        ({'model__generator_attention': (12,)}, 'generator_attention asks for 12.*8, 16, 32'),
+        ({'model__discriminator_attention': (32,)}, 'discriminator_attention asks for 32.*4, 8'),
+        ({'model__attention_query_block': 48}, 'query_block=48 does not divide the 256 queries'),
+        ({'model__architecture': 'dcgan'}, "dcgan has no conditioning 'projection'"),
+        (
+            {'model__architecture': 'dcgan', 'model__conditioning': 'none'},
+            'takes no attention: set --config.model.generator_attention',
+        ),
+        ({'dataset__num_classes': 0}, 'model.conditioning=projection needs classes'),
+        (
+            {'mismatch_weight': 0.5, 'model__conditioning': 'none'},
+            'mismatch_weight=0.5 needs --config.model.conditioning',
+        ),
+        (
+            {'mismatch_weight': 0.5, 'model__conditioning': 'acgan'},
+            'mismatch_weight=0.5 needs --config.model.conditioning',
+        ),
+        ({'mismatch_weight': 0.5, 'dataset__num_classes': 1}, 'mismatch_weight=0.5 needs'),
+        (
+            {'evaluation__num_samples': 5, 'evaluation__splits': 10},
+            'num_samples=5 is too few for 10 splits',
+        ),
+        (
+            {'evaluation__training_samples': 1, 'evaluate_every': 4},
+            'training_samples=1 is too few for 2 splits',
+        ),
+        ({'evaluation__pair_samples': 20}, 'pair_samples=20 is too few'),
+        (
+            {'evaluation__intra_fid_samples': 5, 'model__conditioning': 'none'},
+            'without classes has no intra FID',
+        ),
+    ],
+)
+def test_what_means_nothing_is_refused(overrides, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        checks.check(tiny.config(**overrides))
+    assert str(caught.value).endswith('.')
+    assert '\n' not in str(caught.value)
+
+
+def test_a_key_that_is_missing_is_named():
+    config = tiny.config()
+    del config.evaluation.best
+    with pytest.raises(UserError, match=r'has no evaluation.best, as in an older'):
+        checks.check(config)
