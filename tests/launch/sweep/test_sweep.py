@@ -257,6 +257,8 @@ def test_seeds_are_added_but_a_changed_configuration_is_refused(config, tmp_path
         (['--workdir', ''], ['--workdir']),
         (['--config.seed=1'], ['--seeds']),
         (['--config.depth=1'], ["'depth'"]),
+        (['--config.model.discriminator_attention=(64,)'], ['discriminator_attention', '64']),
+        (['--seeds', '0,4294967296'], ['seed=4294967296 should be from 0']),
         (['--sweep_index', '4'], ["'4'", '0 to 3']),
         (['--sweep_index', 'slurm'], ['SLURM_ARRAY_TASK_ID']),
         (['--jobs', '0'], ['--jobs']),
@@ -284,13 +286,13 @@ def test_free_keys_are_free_in_a_run_as_well():
 
 
 def test_the_real_trainer_is_asked(config, tmp_path):
-    flags = ('--variants', 'feat16', '--seeds', '3', '--config.model.discriminator_attention=(64,)')
+    nowhere = ('--config.dataset.name=image_folder', '--config.dataset.source_dir=/nowhere')
+    flags = ('--variants', 'feat16', '--seeds', '3', *nowhere)
     finish(start(config, tmp_path, *flags, program=('-m', 'launch.sweep')), status=1)
     run = Run('feat16', 3, tmp_path)
     state = runs.state(run)
     assert state.what == 'failed'
-    assert 'discriminator' in state.error
-    assert '64' in state.error
+    assert 'There is no folder /nowhere' in state.error
     log = (run.folder / runs.LOG).read_text()
     assert f'--mode train --config {config}:feat16 --config.seed=3 ' in log
 
