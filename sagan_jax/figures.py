@@ -122,7 +122,7 @@ def _peaks(attention: np.ndarray, count: int = 3) -> list[np.ndarray]:
     attention, threshold = attention.copy(), attention.max() / 3
     peaks: list[np.ndarray] = []
     while len(peaks) < count and attention.max() >= threshold:
-        row, column = np.unravel_index(attention.argmax(), attention.shape)
+        row, column = np.unravel_index(np.argmax(attention), attention.shape)
         peaks.append(np.array([row, column]))
         attention[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = -1
     return peaks

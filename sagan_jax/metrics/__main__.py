@@ -5,6 +5,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -83,7 +84,7 @@ def _at_least(minimum: int) -> Callable[[str], int]:
     return number
 
 
-def _score(options: argparse.Namespace) -> list[dict]:
+def _score(options: argparse.Namespace) -> list[dict[str, Any]]:
     # ---- images, checked before anything that takes long ----
     compared = {'real': options.real, 'fake': options.fake}
     paths = {
@@ -147,7 +148,7 @@ def _with_progress(
             progress.update(len(batch['2048']))
 
 
-def _write(rows: list[dict], path: str) -> None:
+def _write(rows: list[dict[str, Any]], path: str) -> None:
     try:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(rows, indent=2) + '\n')
