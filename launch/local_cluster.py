@@ -3,10 +3,9 @@
     python -m launch.local_cluster --processes 2 --devices 2 -- \
         --config configs/quickstart.py --workdir runs/cluster
 
-What stands behind the two dashes goes to `python -m sagan_jax.main`. When a process fails, all
-start again from the last checkpoint, until the run is done or has failed three times in a row
-within a minute of its start; a mistake of the user's (status 2) ends it. SIGTERM and Ctrl-C are
-passed on, and the launcher ends as the processes do.
+The arguments after the two dashes go to `python -m sagan_jax.main`. When a process fails, all start
+again from the last checkpoint, see `until_done.repeat`; a mistake of the user's (status 2) ends the
+run. SIGTERM and Ctrl-C are passed on, and the launcher ends as the processes do.
 """
 
 import argparse
@@ -18,11 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from launch import until_done
 from sagan_jax.system.distributed import LOST, TIMEOUT
 from sagan_jax.system.signals import collected
 
 MISTAKE = 2  # status of a process that was given something wrong
-ATTEMPTS = 3  # in a row, each of which fails within a minute
 
 
 def main() -> int:
@@ -38,24 +37,17 @@ def main() -> int:
     if min(options.processes, options.devices) < 1:
         parser.error('--processes and --devices should be 1 or more')
 
+    def attempt():
+        started = start(options.processes, options.devices, options.arguments)
+        statuses = wait(started, lambda: signals)
+        tell(statuses)
+        if MISTAKE in statuses:
+            return MISTAKE
+        return LOST if any(statuses) else 0
+
     with collected() as signals:
-        attempts = 0
-        while True:
-            since = time.monotonic()
-            started = start(options.processes, options.devices, options.arguments)
-            statuses = wait(started, lambda: signals)
-            if not any(statuses):
-                return 0
-            tell(statuses)
-            if signals:
-                return 128 + signals[0]
-            if MISTAKE in statuses:
-                return MISTAKE
-            attempts = attempts + 1 if time.monotonic() - since < 60 else 1
-            if attempts == ATTEMPTS:
-                print(f'error: The run failed {ATTEMPTS} times in a row.', file=sys.stderr)
-                return LOST
-            print('cluster        all processes start again', flush=True)
+        status = until_done.repeat(attempt, signals)
+    return 128 + signals[0] if status and signals else status
 
 
 def start(processes: int, devices: int, arguments: Sequence[str]) -> list[subprocess.Popen]:

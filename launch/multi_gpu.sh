@@ -11,4 +11,4 @@ import jax
 if jax.default_backend() != 'gpu':
     raise SystemExit("error: JAX sees no GPU: pip install 'jax[cuda13]', and look at nvidia-smi.")
 PYTHON
-exec launch/until_done.sh python -m sagan_jax.main "$@"
+exec python -m launch.until_done -- python -m sagan_jax.main "$@"

@@ -18,13 +18,35 @@
 set -u
 cd "${SLURM_SUBMIT_DIR:?give this script to sbatch}" || exit
 
-. launch/signals.sh
-run srun --kill-on-bad-exit=1 --label python -u -m sagan_jax.main \
-    --config.distributed.coordinator=auto "$@"
+# The step gets signals from here alone, and each is passed on once.
+set -m
+child='' asked='' passed=''
+pass_on() {
+    asked=$1
+    [ -z "$child" ] || {
+        passed=1
+        kill "-$1" "$child"
+    }
+}
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+srun --kill-on-bad-exit=1 --label python -u -m sagan_jax.main \
+    --config.distributed.coordinator=auto "$@" &
+child=$!
+# A signal that came before the step was there.
+[ -z "$asked" ] || [ -n "$passed" ] || kill "-$asked" "$child"
+wait "$child"
+status=$?
+# A trapped signal ends `wait` before the step has ended.
+while kill -0 "$child" 2>/dev/null; do
+    wait "$child"
+    status=$?
+done
 
 case $status in 0 | 2) exit $status ;; esac # done, or given something wrong
-# Asked to end, or a process failed; the last checkpoint is there. What fails for no such reason
-# fails again, so not for ever.
+# Asked to end, or a process failed; the last checkpoint is there. Only SLURM can find other nodes
+# for a run, so the job goes back into the queue instead of using launch.until_done. What fails for
+# no such reason fails again, so the number of restarts is limited.
 if [ -n "$asked" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

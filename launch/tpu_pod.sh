@@ -4,7 +4,7 @@
 #     launch/tpu_pod.sh my-tpu europe-west4-b \
 #         --config configs/imagenet128.py:feat32 --workdir /mnt/bucket/feat32
 #
-# Needs gcloud on this machine, and this repository with its requirements and jax[tpu] in
+# Needs gcloud and python3 on this machine, and this repository with its requirements and jax[tpu] in
 # ~/sagan_jax on every host. The workdir is a folder that the first host can write to, as a mounted
 # bucket.
 set -eu
@@ -14,8 +14,34 @@ if [ $# -lt 3 ]; then
 fi
 name=$1 zone=$2
 shift 2
-command=$(printf ' %q' python3 -u -m sagan_jax.main --config.distributed.coordinator=auto "$@")
-# What an earlier start may have left running would hold the TPU.
-command="pkill -f 'sagan_jax[.]main'; cd ~/sagan_jax && exec$command"
-exec "$(dirname "$0")/until_done.sh" gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" \
-    --worker=all --command "$command"
+workdir=''
+for argument in "$@"; do
+    case $argument in --workdir=*) workdir=${argument#*=} ;; esac
+    [ "${previous:-}" != --workdir ] || workdir=$argument
+    previous=$argument
+done
+if [ -z "$workdir" ]; then
+    echo 'error: No --workdir was given: try --workdir /mnt/bucket/run.' >&2
+    exit 2
+fi
+
+# On each host. A file named after the workdir holds the process of the run, so that a start ends
+# what an earlier start of the same run left there, which would hold the TPU, and no other run.
+# shellcheck disable=SC2016 # for the shell of the host to expand
+start='
+cd ~/sagan_jax || exit
+workdir=$0
+note=$HOME/.sagan_jax-$(printf %s "$workdir" | cksum | cut -d" " -f1).pid
+before=$(cat "$note" 2>/dev/null)
+if [ -n "$before" ] && grep -qsF -- "$workdir" "/proc/$before/cmdline"; then
+    kill "$before"
+    timeout 60 tail --pid="$before" -f /dev/null || kill -KILL "$before"
+fi
+echo $$ >"$note"
+exec "$@"
+'
+command=$(printf ' %q' bash -c "$start" "$workdir" \
+    python3 -u -m sagan_jax.main --config.distributed.coordinator=auto "$@")
+cd "$(dirname "$0")/.."
+exec python3 -m launch.until_done -- gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" \
+    --worker=all --command "${command# }"

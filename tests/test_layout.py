@@ -43,7 +43,8 @@ SAGAN_JAX = {
 LAUNCH = {
     'benchmark': '',
     'sweep': '',
-    'local_cluster': '',
+    'local_cluster': 'until_done',
+    'until_done': '',
     'report': 'sweep',
     '__init__': '',
 }

@@ -42,6 +42,9 @@ def run(script, *arguments, env):
     )
 
 
+UNTIL_DONE = [sys.executable, '-m', 'launch.until_done', '--']
+
+
 # Ends with the statuses in $HERE/statuses, one a call, and notes what it was called with.
 ENDS = """
 echo "$@" >> $HERE/calls
@@ -64,10 +67,16 @@ exit $status
 def test_until_done(programs, tmp_path, statuses, calls, last):
     env = programs(train=ENDS)
     (tmp_path / 'statuses').write_text(''.join(f'{status}\n' for status in statuses))
-    ended = run('until_done.sh', 'train', '--config', 'a b.py', env=env)
+    ended = subprocess.run(
+        [*UNTIL_DONE, 'train', '--config', 'a b.py'],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == last
     assert (tmp_path / 'calls').read_text() == '--config a b.py\n' * calls
-    assert ('three times in a row' in ended.stderr) == (statuses[:3] == [1, 1, 1])
+    assert ('3 times in a row' in ended.stderr) == (statuses[:3] == [1, 1, 1])
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -78,7 +87,7 @@ def test_until_done_passes_signals_on_and_waits(programs, tmp_path, number, stat
     while true; do sleep 0.05; done
     """
     env = programs(train=saves)
-    process = subprocess.Popen([str(ROOT / 'launch' / 'until_done.sh'), 'train'], env=env)
+    process = subprocess.Popen([*UNTIL_DONE, 'train'], cwd=ROOT, env=env)
     while not (tmp_path / 'started').exists():
         time.sleep(0.01)
     process.send_signal(number)
@@ -144,6 +153,40 @@ def test_tpu_pod_starts_all_hosts_until_done(programs, tmp_path):
         '--workdir /mnt/run'
     )
     assert run('tpu_pod.sh', 'my-tpu', env=env).returncode == 2
+    refused = run('tpu_pod.sh', 'my-tpu', 'zone-b', '--config', 'a.py', env=env)
+    assert refused.returncode == 2
+    assert 'No --workdir' in refused.stderr
+
+
+def test_a_start_on_a_tpu_ends_what_is_left_of_its_own_run_alone(programs, tmp_path):
+    """This machine is the host: gcloud runs the command, python3 waits until it is ended."""
+    waits = """
+    echo $$ >> $HERE/started
+    trap 'echo $$ >> $HERE/ended; exit 143' TERM
+    while true; do sleep 0.05; done
+    """
+    host = tmp_path / 'host'
+    (host / 'sagan_jax').mkdir(parents=True)
+    (host / 'python3').write_text(f'#!/usr/bin/env bash\n{waits}')
+    (host / 'python3').chmod(0o755)
+    env = programs(gcloud='HOME=$HERE/host PATH=$HERE/host:$PATH bash -c "${@: -1}" &\nexit 2')
+
+    def processes(name, count):
+        path = tmp_path / name
+        while not path.exists() or len(path.read_text().split()) < count:
+            time.sleep(0.01)
+        return [int(number) for number in path.read_text().split()]
+
+    try:
+        for count, workdir in enumerate(('/mnt/run', '/mnt/run 2', '/mnt/run'), start=1):
+            arguments = ('tpu', 'zone', '--config', 'a.py', '--workdir', workdir)
+            subprocess.run([str(ROOT / 'launch' / 'tpu_pod.sh'), *arguments], env=env, timeout=20)
+            started = processes('started', count)
+        assert processes('ended', 1) == started[:1]
+        os.kill(started[1], 0)  # it is alive
+    finally:
+        for process in started[1:]:
+            os.kill(process, signal.SIGKILL)
 
 
 def test_multi_gpu_without_gpus_says_so(programs):

@@ -255,7 +255,7 @@ def test_both_processes_restart_after_one_is_killed(together, folder, tmp_path):
     (status,) = re.findall(r'process 0 ended with status (\d+)', output)
     assert int(status) == LOST, output
     assert 'error: Process 0 cannot continue, probably because another one has ended' in output
-    assert 'all processes start again' in output
+    assert 'starting again' in output
     (step,) = re.findall(r'resumes in .* from step (\d)', output)
     assert int(step) in (2, 3, 4)
     assert metrics(tmp_path) == metrics(together)
@@ -301,4 +301,4 @@ def test_a_user_error_is_printed_without_restarting(folder, tmp_path):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert 'batch_size=7 is not divisible by the 2 devices' in output
-    assert 'start again' not in output
+    assert 'starting again' not in output
