@@ -19,6 +19,7 @@ MODES = {
     'train': Mode(
         'trains, or resumes from the newest checkpoint of the workdir; the default',
         'python -m sagan_jax.main --config configs/quickstart.py',
+        ('profile',),
     ),
     'evaluate': Mode(
         'scores checkpoints: FID, the Inception Score and others',
@@ -52,6 +53,9 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run. By default runs/ and the name of the configuration.'
 )
 _MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
+_PROFILE = flags.DEFINE_string(
+    'profile', None, 'First and last step to trace with jax.profiler, as 100:110.'
+)
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'newest', 'newest, best or the step of a checkpoint; to evaluate, also all.'
 )
@@ -116,7 +120,7 @@ def main(argv: list[str]) -> None:
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
     with distributed.joined(config):
         if _MODE.value == 'train':
-            return train(config, workdir)
+            return train(config, workdir, _PROFILE.value and _window(_PROFILE.value))
         if _MODE.value == 'evaluate':
             evaluate(config, workdir, _CHECKPOINT.value)
         else:
@@ -153,6 +157,16 @@ def _point(text: str) -> tuple[int, int]:
     if not (row.isdecimal() and column.isdecimal()):
         raise UserError(f'{text!r} is not a point: give --points as row:column, as in 8:8,20:25.')
     return int(row), int(column)
+
+
+def _window(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(':')
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UserError(
+            f'--profile={text} is not a first and a last step: give them as 100:110, where steps '
+            'count from 1.'
+        )
+    return int(first), int(last)
 
 
 def _default_workdir() -> Path:

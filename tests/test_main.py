@@ -56,6 +56,7 @@ def assert_refused(result, *parts):
         (['--config', 'configs/quickstart.py:feat8'], ['no variants']),
         (['--config', 'configs/imagenet128.py:feat9'], ["'feat9'", 'feat16', 'no_attention']),
         (['--config', 'configs/quickstart.py', 'more'], ["'more'"]),
+        (['--config', 'configs/quickstart.py', '--profile=9:3'], ['--profile=9:3', '100:110']),
         (['--verbos'], ['verbos', '--help']),
         (['--mode', 'sample'], ['--workdir']),
         (['--mode', 'export', '--draw', 'nearest'], ['--draw', 'mode sample', 'mode is export']),
