@@ -24,7 +24,7 @@ SAGAN_JAX = {
     'images': 'system',
     'figures': 'system',
     'models': 'spectral_norm',
-    'data': 'streams images',
+    'data': 'streams system images',
     'metrics': 'system images',
     'run': 'configuration system images',
     'sampling': 'streams spectral_norm system models',

@@ -17,12 +17,10 @@ As a SLURM array, a task for each line of --list:
   sbatch --array=0-26 --wrap 'python -m launch.sweep … --sweep_index slurm'
 """
 
-import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,8 @@ from launch.sweep.runs import Run
 from sagan_jax.configuration import variants
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line
-from sagan_jax.system.files import atomic_path
+from sagan_jax.system.files import atomic_path, locked
+from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
 
 CONFIG = command_line.define_config()
@@ -189,50 +188,53 @@ def register(
     Raises:
       UserError: when a variant of it was begun with another configuration.
     """
-    with _one_at_a_time(workdir):
-        try:
-            record = json.loads((workdir / runs.RECORD).read_text())
-        except FileNotFoundError:
-            record = {'variants': {}, 'runs': []}
-        for variant, before in record['variants'].items():
-            now = configs.get(variant)
-            now = _plain(resolve(file, variant, overrides) if now is None else now)
-            before, now = _decisive(before), _decisive(now)
-            different = [
-                f'{key} {before.get(key, "missing")} there and {now.get(key, "missing")} here'
-                for key in sorted(before.keys() | now.keys())
-                if before.get(key, '') != now.get(key, '')
-            ]
-            if different:
-                raise UserError(
-                    f'The sweep in {workdir} began with another configuration '
-                    f'({variant}: {", ".join(different)}): choose another --workdir or the same '
-                    'configuration.'
-                )
-        resolved = {name: _plain(config) for name, config in configs.items()}
-        names = [[run.variant, run.seed] for run in asked]
-        record = {
-            'config': file,
-            'overrides': overrides,
-            'variants': resolved | record['variants'],
-            'runs': record['runs'] + [name for name in names if name not in record['runs']],
-        }
-        with atomic_path(workdir / runs.RECORD) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + '\n')
-
-
-@contextmanager
-def _one_at_a_time(workdir: Path) -> Iterator[None]:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / runs.LOCK).open('w')
+        with locked(workdir / runs.LOCK):
+            record = _read_record(workdir)
+            for variant, before in record['variants'].items():
+                now = configs.get(variant)
+                now = resolve(file, variant, overrides) if now is None else now
+                _check_variant(workdir, variant, before, _plain(now))
+            resolved = {name: _plain(config) for name, config in configs.items()}
+            names = [[run.variant, run.seed] for run in asked]
+            record = {
+                'config': file,
+                'overrides': overrides,
+                'variants': resolved | record['variants'],
+                'runs': record['runs'] + [name for name in names if name not in record['runs']],
+            }
+            with atomic_path(workdir / runs.RECORD) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + '\n')
     except OSError as error:
         raise UserError(
             f'The workdir {workdir} cannot be written: choose another --workdir.'
         ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+
+
+def _read_record(workdir: Path) -> dict[str, Any]:
+    """`sweep.json`; without variants and runs if there is none yet."""
+    path = workdir / runs.RECORD
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {'variants': {}, 'runs': []}
+    except ValueError as error:
+        raise UserError(f'{path} cannot be read: choose another --workdir.') from error
+
+
+def _check_variant(
+    workdir: Path, variant: str, before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    different = [
+        f'{key} {there} there and {here} here'
+        for key, there, here in differences(_decisive(before), _decisive(now))
+    ]
+    if different:
+        raise UserError(
+            f'The sweep in {workdir} began with another configuration '
+            f'({variant}: {", ".join(different)}): choose another --workdir or the same '
+            'configuration.'
+        )
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -68,9 +68,10 @@ def read_sweep(workdir: Path) -> tuple[dict[str, Any], dict[str, list[Result]]]:
     path = workdir / runs.RECORD
     try:
         record = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f'{workdir} holds no sweep, for there is no {path}: give the --workdir of launch.sweep.'
+            f'{workdir} holds no sweep, because {path} cannot be read: give the --workdir of '
+            'launch.sweep.'
         ) from error
     results = {}
     for variant, seed in record['runs']:

@@ -4,7 +4,6 @@ Beside what every run leaves in its workdir, a sweep writes: `log.txt`, the outp
 `exit.json`, how the last one that it saw end ended; `.lock`, held as long as one of them lives.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import duration
-from sagan_jax.system.files import atomic_path
+from sagan_jax.system import files
 
 RECORD = 'sweep.json'  # in the sweep's own folder
 LOG, EXIT, LOCK = 'log.txt', 'exit.json', '.lock'
@@ -92,8 +91,7 @@ def state(run: Run) -> State:
 
 def configuration(run: Run) -> dict[str, Any] | None:
     """The resolved configuration of a run; None if it has not begun."""
-    files = run.files
-    return files.record()['config'] if files.config_json.exists() else None
+    return run.files.record()['config'] if run.files.config_json.exists() else None
 
 
 def images_a_step(config: dict[str, Any]) -> int:
@@ -115,7 +113,7 @@ def how_it_ended(run: Run) -> dict[str, Any] | None:
     """
     try:
         return json.loads((run.folder / EXIT).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # not there, or damaged
         return None
 
 
@@ -126,40 +124,23 @@ def record_end(run: Run, mode: str, status: int) -> None:
         lines = (run.folder / LOG).read_text(errors='replace').replace('\r', '\n').splitlines()
         said = next((line for line in reversed(lines) if line.strip()), '')
         error = f'killed by signal {-status}' if status < 0 else said.removeprefix('error: ')
-    with atomic_path(run.folder / EXIT) as temporary:
+    with files.atomic_path(run.folder / EXIT) as temporary:
         temporary.write_text(json.dumps({'mode': mode, 'status': status, 'error': error}) + '\n')
 
 
 def take_lock(run: Run) -> int | None:
-    """Locks a run's folder; None if someone else has.
-
-    Returns a file descriptor. The lock lasts until it is closed here and in every process that
-    inherited it, even if this one is killed.
-    """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, socket.gethostname().encode())
+    """Locks a run's folder, see `files.take_lock`, and notes this machine's name in the lock."""
+    descriptor = files.take_lock(run.folder / LOCK)
+    if descriptor is not None:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, socket.gethostname().encode())
     return descriptor
 
 
 def holder(run: Run) -> str | None:
     """The name of the machine where a run goes on; None if it does not."""
-    try:
-        file = (run.folder / LOCK).open()
-    except FileNotFoundError:
-        return None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file.read()
-    return None
+    path = run.folder / LOCK
+    return path.read_text() if files.is_locked(path) else None
 
 
 def line(run: Run, state: State, width: int = 0) -> str:

@@ -1,7 +1,6 @@
 """Prepares this project's TFDS builders once, all or nothing."""
 
 import contextlib
-import fcntl
 import functools
 import io
 import itertools
@@ -15,6 +14,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from sagan_jax.errors import UserError
+from sagan_jax.system.files import locked
 
 Shard = Callable[[], Iterator[tuple[Any, dict]]]  # opens the (key, example) pairs of one file
 
@@ -34,7 +34,7 @@ def prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
         return builder
     folder = Path(builder.data_dir_root) / builder.name
     try:
-        with _locked(folder):
+        with locked(folder / '.lock', lambda: _tell_waiting(folder)):
             builder = make_builder()  # another process may have prepared it in the meantime
             if not builder.is_prepared():
                 _prepare(builder, folder)
@@ -83,19 +83,10 @@ def _prepare(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
         _remove_if_empty(Path(builder.data_dir).parent)  # after a failure
 
 
+def _tell_waiting(folder: Path) -> None:
+    print(f'Another process is preparing data in {folder}: waiting.', file=sys.stderr)
+
+
 def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock that the system releases even if the process is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f'Another process is preparing data in {folder}: waiting.', file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

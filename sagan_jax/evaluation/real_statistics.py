@@ -24,6 +24,7 @@ from sagan_jax.metrics import in_domain, inception, scores
 from sagan_jax.metrics.features import Collected, FeatureNetwork, collect
 from sagan_jax.system import distributed
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.records import differences
 from sagan_jax.system.streaming import on_devices
 
 TESTED = 10_000  # pictures, at most, that the classifier's accuracy is taken from
@@ -285,9 +286,7 @@ def _stored(path: Path, record: dict) -> dict[str, np.ndarray] | None:
 
 def _check_record(path: Path, found: dict, wanted: dict) -> None:
     different = [
-        f'{key} {found.get(key, "missing")}, not {wanted.get(key, "missing")}'
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
+        f'{key} {stored}, not {asked}' for key, stored, asked in differences(found, wanted)
     ]
     if different:
         raise UserError(f'{path} is of {"; ".join(different)}: remove it, and it is made again.')

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sagan_jax.errors import UserError
+from sagan_jax.system.records import differences
 
 LOST = 75  # exit status of a process that lost the others: EX_TEMPFAIL, so that it is retried
 TIMEOUT = 60  # seconds without a heartbeat after which a process is considered lost
@@ -164,9 +165,7 @@ def check_agreement(record: Mapping[str, Any]) -> None:
     first, *others = _gather_json(dict(record))
     for index, other in enumerate(others, start=1):
         different = [
-            f'{key} ({other.get(key, "missing")} instead of {first.get(key, "missing")})'
-            for key in sorted(first.keys() | other.keys())
-            if first.get(key) != other.get(key)
+            f'{key} ({there} instead of {here})' for key, here, there in differences(first, other)
         ]
         if different:
             raise UserError(

@@ -1,8 +1,9 @@
-"""Writes files atomically: a reader never sees half of one."""
+"""Files that a reader never sees half of, and locks that end with their process."""
 
+import fcntl
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,3 +32,63 @@ def remove_partial(*folders: Path) -> None:
     for folder in folders:
         for path in folder.glob('.*.partial*'):
             path.unlink()
+
+
+def take_lock(path: Path, wait: bool = False) -> int | None:
+    """Locks a file, which is created if it does not exist.
+
+    The lock lasts until the descriptor is closed here and in every process that inherited it, even
+    if they are killed. The file stays.
+
+    Args:
+      path: of the file, by custom `.lock` in the folder that the lock is about.
+      wait: whether to wait while another process has the lock.
+
+    Returns:
+      A file descriptor; None if another process has the lock and `wait` is False.
+
+    Raises:
+      OSError: if the file cannot be written or locked.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def locked(path: Path, when_busy: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds `take_lock` during the block.
+
+    If another process has the lock, `when_busy` is called, which may raise; then this waits.
+    """
+    descriptor = take_lock(path)
+    if descriptor is None:
+        when_busy()
+        descriptor = take_lock(path, wait=True)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock of a file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,15 +1,12 @@
 """Images of a trained model, as files: `--mode sample`."""
 
 import collections
-import contextlib
-import fcntl
 import json
 import math
-import os
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,8 @@ from sagan_jax import figures, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.neighbours import nearest_pictures
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.system.files import atomic_path, remove_partial
+from sagan_jax.system.files import atomic_path, locked, remove_partial
+from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
 from sagan_jax.trained.model import Model
 
@@ -163,7 +161,7 @@ def _write_folder(model, folder: Path, classes, n, seed, truncation) -> None:
     def path(number):
         return folder / names[labels[number]] / f'{number:06d}.png'
 
-    with _alone_in(folder):
+    with locked(folder / '.lock', lambda: _refuse_busy(folder)):
         _check_record(folder, record)
         remove_partial(folder, *(folder / name for name in names))
         missing = np.array([number for number in range(n) if not path(number).exists()], np.int32)
@@ -204,21 +202,10 @@ def _progress(total: int) -> tqdm:
     return tqdm(desc='images', total=total, unit='img')
 
 
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Holds a lock that the system releases even if the process is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f'Another process is writing to {folder}: wait for it, or choose another --output.'
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
+def _refuse_busy(folder: Path) -> None:
+    raise UserError(
+        f'Another process is writing to {folder}: wait for it, or choose another --output.'
+    )
 
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:
@@ -228,11 +215,11 @@ def _check_record(folder: Path, record: dict[str, Any]) -> None:
         try:
             there = json.loads(path.read_text())
             other = [
-                f'{key} {there[key]}, not {value}'
-                for key, value in record.items()
-                if (there[key] > value if key == 'num_images' else there[key] != value)
+                f'{key} {found}, not {wanted}'
+                for key, found, wanted in differences(there, record)
+                if not (key == 'num_images' and found < wanted)  # more may be added
             ]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             other = [f'{RECORD} cannot be read']
     elif any(not entry.name.startswith('.') for entry in folder.iterdir()):
         other = [f'there is no {RECORD}']

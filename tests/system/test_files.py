@@ -1,10 +1,12 @@
-"""A reader never sees half a file."""
+"""A reader never sees half a file, and a lock has one holder, alive."""
 
 import os
+import subprocess
+import threading
 
 import pytest
 
-from sagan_jax.system.files import atomic_path, remove_partial
+from sagan_jax.system.files import atomic_path, is_locked, locked, remove_partial, take_lock
 
 
 def test_the_path_is_replaced_only_if_the_block_succeeds(tmp_path):
@@ -47,3 +49,53 @@ def test_files_of_a_killed_process_are_removed(tmp_path):
         remove_partial(tmp_path, tmp_path / 'nowhere', path.parent)
         assert list(tmp_path.rglob('*.*')) == [path]
         temporary.write_text('again')
+
+
+# ---- Locks. ------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    path = tmp_path / 'new' / '.lock'
+    assert not is_locked(path)
+    descriptor = take_lock(path)
+    assert is_locked(path)
+    assert take_lock(path) is None
+    os.close(descriptor)
+    assert not is_locked(path)
+    os.close(take_lock(path))
+
+
+def test_a_lock_ends_with_the_last_process_that_has_it(tmp_path):
+    path = tmp_path / '.lock'
+    descriptor = take_lock(path)
+    child = subprocess.Popen(['sleep', '60'], pass_fds=[descriptor])
+    os.close(descriptor)
+    assert take_lock(path) is None
+    child.kill()
+    child.wait()
+    os.close(take_lock(path))
+
+
+def test_who_is_busy_is_told_and_waits(tmp_path):
+    path, order = tmp_path / '.lock', []
+    descriptor = take_lock(path)
+
+    def tell():
+        order.append('busy')
+        threading.Timer(0.1, lambda: (order.append('free'), os.close(descriptor))).start()
+
+    with locked(path, tell):
+        order.append('mine')
+        assert is_locked(path)
+    assert order == ['busy', 'free', 'mine']
+    with locked(path, lambda: order.append('busy')):
+        assert len(order) == 3
+
+
+def test_a_lock_can_be_refused_and_ends_with_an_error(tmp_path):
+    path = tmp_path / '.lock'
+    with locked(path), pytest.raises(ZeroDivisionError), locked(path, lambda: 1 / 0):
+        pass
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    assert not is_locked(path)

@@ -1,7 +1,6 @@
 """Samples as files: each there once and whole, whatever happened before."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from PIL import Image
 import sagan_jax
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid
+from sagan_jax.system.files import locked
 from sagan_jax.trained.sample_files import generate
 from tests import tiny
 
@@ -32,7 +32,9 @@ def read(path):
 
 
 def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
+    """The files below a folder, without the lock that stays there."""
+    found = (path for path in folder.rglob('*') if path.is_file() and path.name != '.lock')
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def assert_complete(folder, model, n, seed=0):
@@ -119,11 +121,9 @@ def test_folders_of_something_else_are_refused(model, tmp_path):
 
 
 def test_two_processes_do_not_write_to_one_folder(model, tmp_path):
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match=f'Another process is writing to {tmp_path}'):
+    busy = pytest.raises(UserError, match=f'Another process is writing to {tmp_path}')
+    with locked(tmp_path / '.lock'), busy:
         generate(model, tmp_path, n=2)
-    os.close(descriptor)
     generate(model, tmp_path, n=2)
 
 
