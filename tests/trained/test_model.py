@@ -1,6 +1,8 @@
 """A trained model: the same images from the same seed, and what lies between them."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -214,3 +216,16 @@ def test_a_run_that_did_not_write_down_its_classes_has_numbers(run, tmp_path):
     names = RunFolder(tmp_path).class_names()
     assert names[:3] == ('00', '01', '02')
     assert len(names) == 12
+
+
+def test_a_run_of_a_version_without_later_keys(run, model, tmp_path):
+    shutil.copytree(run[1], tmp_path / 'old')
+    record = json.loads((tmp_path / 'old' / 'config.json').read_text())
+    for key in ('mismatch_weight', 'mode_seeking_weight'):
+        del record['config'][key]
+    del record['config']['optimizer']['decay_from']
+    del record['config']['distributed'], record['data'], record['version']
+    (tmp_path / 'old' / 'config.json').write_text(json.dumps(record))
+    old = sagan_jax.load(tmp_path / 'old')
+    assert old.config.to_dict() == model.config.to_dict()
+    np.testing.assert_array_equal(old.sample(n=3), model.sample(n=3))

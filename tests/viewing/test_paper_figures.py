@@ -132,3 +132,13 @@ def test_arrows_point_at_the_peaks():
     attention[1, 1], attention[1, 2], attention[6, 5], attention[7, 0] = 0.5, 0.4, 0.3, 0.05
     peaks = [tuple(peak) for peak in figures._peaks(attention)]
     assert peaks == [(1, 1), (6, 5)]  # (1, 2) is next to a higher one, (7, 0) too low
+
+
+def test_curves_of_a_run_that_was_killed_while_it_wrote(run):
+    config, workdir = run
+    path = workdir / 'metrics.jsonl'
+    before = path.read_bytes()
+    path.write_bytes(before + b'\n\x00\xff\n{"step": 5, "generator_ga')
+    written = illustrate(config, workdir, kinds=['curves'])
+    path.write_bytes(before)
+    assert {path.name for path in written} == {'gamma.png', 'gamma.pdf', 'sigma.png', 'sigma.pdf'}
