@@ -13,6 +13,7 @@ from PIL import Image
 from sagan_jax import data
 from sagan_jax.data import image_folder, preparing
 from sagan_jax.errors import UserError
+from sagan_jax.system.files import locked
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def test_one_process_prepares_and_the_other_waits(dataset, folder, capsys, monke
     lengths = []
     loading = threading.Thread(target=lambda: lengths.append(len(data.load(dataset))))
     root = Path(dataset.data_dir) / 'image_folder'
-    with preparing._locked(root):
+    with locked(root / '.lock'):
         loading.start()
         loading.join(1)
         assert loading.is_alive()
