@@ -30,7 +30,7 @@ from ml_collections import config_flags
 
 from launch.sweep import execution, runs
 from launch.sweep.runs import Run
-from sagan_jax.configuration import variants
+from sagan_jax.configuration import defaults, variants
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line
 from sagan_jax.system.files import atomic_path, locked
@@ -225,9 +225,10 @@ def _read_record(workdir: Path) -> dict[str, Any]:
 def _check_variant(
     workdir: Path, variant: str, before: dict[str, Any], now: dict[str, Any]
 ) -> None:
+    later = _decisive(_plain(defaults.get_config()))  # for keys that were added since
     different = [
         f'{key} {there} there and {here} here'
-        for key, there, here in differences(_decisive(before), _decisive(now))
+        for key, there, here in differences(later | _decisive(before), _decisive(now))
     ]
     if different:
         raise UserError(

@@ -233,7 +233,11 @@ def test_seeds_are_added_but_a_changed_configuration_is_refused(config, tmp_path
     finish(start(config, tmp_path, *flags))
     finish(start(config, tmp_path, *flags, '--seeds', '0,1', '--config.log_every=7'))
     assert states(tmp_path) == ['waiting', 'done', 'waiting', 'done']
+    path = tmp_path / runs.RECORD
+    path.write_text(path.read_text().replace('"mismatch_weight": 0.0,', ''))  # an older version
+    finish(start(config, tmp_path, *flags, '--seeds', '0,1'))
     before = (tmp_path / runs.RECORD).read_text()
+    assert 'mismatch_weight' not in before
     for changed, parts in (
         (['--config.optimizer.b2=0.5'], ['optimizer.b2 0.9 there and 0.5 here']),
         (['--config.num_train_steps=7'], ['num_train_steps 1000000 there and 7 here']),
