@@ -73,6 +73,7 @@ def locked(path: Path, when_busy: Callable[[], None] = lambda: None) -> Iterator
     if descriptor is None:
         when_busy()
         descriptor = take_lock(path, wait=True)
+    assert descriptor is not None  # waiting ends with the lock
     try:
         yield
     finally:
