@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
     with distributed.joined(config):
         if _MODE.value == 'train':
-            return train(config, workdir, _PROFILE.value and _window(_PROFILE.value))
+            return train(config, workdir, _window(_PROFILE.value) if _PROFILE.value else None)
         if _MODE.value == 'evaluate':
             evaluate(config, workdir, _CHECKPOINT.value)
         else:

@@ -1,4 +1,4 @@
-"""Opens a run: refuses early what cannot work, and brings together what the training loop uses."""
+"""Opens a run: refuses early what cannot work, and collects what the training loop uses."""
 
 import contextlib
 import dataclasses
@@ -93,11 +93,11 @@ def open_run(
     """
     # Refuse early what cannot work, before anything is written.
     _check_processes(config)
-    train_step = create_train_step(config)  # compiled on its first call
+    train_step: Callable = create_train_step(config)  # compiled on its first call
     distributed.on_first(lambda: _check_workdir(folder, config))
     source, record = _load_data(config, folder)
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
-    create_batches = data.batches
+    create_batches: Callable = data.batches
     if config.dataset.on_device:
         train_step = create_gathering_train_step(config, data.all_examples(source))
         create_batches = data.index_batches
@@ -135,7 +135,7 @@ def open_run(
         signals=signals,
         stopwatch=Stopwatch(step),
     )
-    state = replicate(state._replace(restarts=np.int32(state.restarts + restarts)))
+    state = replicate(state._replace(restarts=state.restarts + restarts))
     with checkpoints.closing([recent, best]), log:
         try:
             yield run, state
@@ -155,7 +155,7 @@ def images_per_step(config: ml_collections.ConfigDict) -> int:
 def _load_data(
     config: ml_collections.ConfigDict, folder: RunFolder
 ) -> tuple[data.Source, dict[str, Any]]:
-    """The training images and what is recorded about them, the same that the run began with."""
+    """The training images and their record, which must equal that of the start of the run."""
     source = data.load(config.dataset, 'train')
     record = {
         'name': source.name,
@@ -214,7 +214,7 @@ def _create_sampler(
     freeze = sampling.create_freeze(config)
     sample = sampling.create_sample(generator, config.model.z_dim, config.evaluation.batch_size)
 
-    def draw(state):
+    def draw(state: TrainState) -> np.ndarray:
         frozen = freeze(single_copy(state).averaged)
         return sampling.sample_rows(sample, frozen, classes, columns, config.seed)
 
@@ -287,7 +287,7 @@ def _describe(
     summary: data.Summary,
     state: TrainState,
 ) -> None:
-    """Prints what the run understood: devices, data and networks."""
+    """Prints the devices, the data and the networks."""
     devices, processes = jax.devices(), jax.process_count()
     size, counts = config.dataset.image_size, summary.label_counts
     together = f' in {processes} processes' if processes > 1 else ''

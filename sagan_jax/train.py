@@ -69,7 +69,7 @@ def train(
 
 
 def _train(run: Run, state: TrainState) -> None:
-    """The loop. All processes run it alike."""
+    """The loop, which all processes run alike."""
     config, actions = run.config, periodic_actions(run.config)
     in_flight: collections.deque = collections.deque()
     step = int(state.step)
@@ -177,8 +177,9 @@ def score_samples(run: Run, step: int, state: TrainState, values: Values) -> Non
         except Interrupted:
             run.ending = True
             return
+        before = run.best.latest_step() if run.best else None
         is_best = distributed.on_first(
-            lambda: evaluate.is_best(run.config, run.folder, rows, run.best.latest_step())
+            lambda: evaluate.is_best(run.config, run.folder, rows, before)
         )
         run.log.call('the scores', evaluate.write, run.folder, step, rows)
         scores = {row['name']: row['value'] for row in rows}

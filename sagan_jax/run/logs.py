@@ -57,7 +57,7 @@ class RunLog:
         with tolerating_errors(what):
             write(*arguments)
 
-    def _add(self, step: int, **content) -> None:
+    def _add(self, step: int, **content: Any) -> None:
         """Writes an event at once; tensorboardX's own thread would end at an error, and adding to
         its queue block for ever."""
         # After an error the next event begins another file, behind one cut short.
