@@ -107,7 +107,7 @@ def test_every_key_is_read(finished):
     assert keys - read == set()
 
 
-def test_what_a_run_leaves(finished):
+def test_files_of_a_finished_run(finished):
     config, workdir, _ = finished
     assert {path.name for path in workdir.iterdir()} == {
         'config.json', 'metrics.jsonl', 'tensorboard', 'samples', 'checkpoints',
@@ -167,7 +167,7 @@ def test_a_sample_grid_shows_what_the_model_of_its_checkpoint_samples(finished):
     assert len(np.unique(images.reshape(30, -1), axis=0)) == 30
 
 
-def test_rows_of_the_real_pictures_follow_the_classes(finished):
+def test_rows_of_the_real_images_follow_the_classes(finished):
     with Image.open(finished[1] / 'samples' / 'reals.png') as image:
         grid = np.asarray(image)
     for row in range(3):  # class k was drawn with values from 80k to 80k + 59
@@ -176,7 +176,7 @@ def test_rows_of_the_real_pictures_follow_the_classes(finished):
         assert cell.max() < 80 * row + 60
 
 
-def test_a_finished_run_is_left_as_it_is(finished, capsys):
+def test_a_finished_run_stays_unchanged(finished, capsys):
     config, workdir, _ = finished
     before = {p: p.read_bytes() for p in workdir.rglob('*') if p.suffix in ('.png', '.jsonl')}
     train(config, workdir)
@@ -184,7 +184,7 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
     assert before == {p: p.read_bytes() for p in workdir.rglob('*') if p in before}
 
 
-def test_another_configuration_is_refused_but_more_steps_are_not(finished):
+def test_another_configuration_is_refused_but_more_steps_are_accepted(finished):
     config, workdir, _ = finished
     other = config.copy_and_resolve_references()
     other.optimizer.generator_lr = 3e-4
@@ -211,13 +211,13 @@ def test_another_configuration_is_refused_but_more_steps_are_not(finished):
 
 
 @pytest.mark.parametrize('key', ['count', 'sha256_of_some', 'class_names'])
-def test_other_pictures_are_refused(key, finished, tmp_path):
+def test_other_images_are_refused(key, finished, tmp_path):
     config, workdir, _ = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     record = json.loads((tmp_path / 'config.json').read_text())
     record['data'][key] = 37  # as of a run that began with others
     (tmp_path / 'config.json').write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r'pictures of image_folder/.* are not those .* bring them'):
+    with pytest.raises(UserError, match=r'images of image_folder/.* are not those .* restore them'):
         train(config, tmp_path)
     assert json.loads((tmp_path / 'config.json').read_text()) == record
 
@@ -257,7 +257,7 @@ def poisoned(create_train_step, at):
     return create
 
 
-def test_a_run_that_diverged_goes_back_with_other_noise(pictures, tmp_path, monkeypatch, capsys):
+def test_a_diverged_run_resumes_with_different_noise(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(opening, 'create_train_step', poisoned(opening.create_train_step, at=6))
     config = tiny.folder_config(pictures, num_train_steps=8)
     with pytest.raises(UserError, match=r'diverged, with ema_params/.* at step 6; .* of step 4'):
@@ -276,7 +276,9 @@ def test_a_run_that_diverged_goes_back_with_other_noise(pictures, tmp_path, monk
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-def test_a_scoring_left_because_of_a_signal_is_made_up_for(finished, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_scores_the_step_whose_scoring_was_interrupted(
+    finished, tmp_path, monkeypatch, capsys
+):
     config, workdir = finished[0], tmp_path
     shutil.copytree(finished[1], workdir, dirs_exist_ok=True)
     (path,) = (workdir / 'evaluation').iterdir()

@@ -21,9 +21,9 @@ from sagan_jax.run.folder import RunFolder
 class RunLog:
     """Writes `metrics.jsonl`, `samples/` and `tensorboard/` of a run.
 
-    A run that resumes at `step` takes back what a killed one had written about later steps, so
-    that each step stands there once. Where nothing can be written, the disk being full, a warning
-    is printed and training goes on: lines of metrics are kept for later, TensorBoard's are lost.
+    A run that resumes at `step` removes what a killed run had written about later steps, so that
+    each step is there once. If the disk is full, a warning is printed and training continues:
+    lines of metrics are kept and written later, TensorBoard's events are lost.
     """
 
     def __init__(self, folder: RunFolder, step: int):
@@ -32,7 +32,7 @@ class RunLog:
         self._folder = folder
         self._unwritten = b''
         self._events = None
-        # Makes TensorBoard forget what a killed run had written about later steps.
+        # Makes TensorBoard drop what a killed run had written about later steps.
         self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -58,9 +58,11 @@ class RunLog:
             write(*arguments)
 
     def _add(self, step: int, **content: Any) -> None:
-        """Writes an event at once; tensorboardX's own thread would end at an error, and adding to
-        its queue block for ever."""
-        # After an error the next event begins another file, behind one cut short.
+        """Writes an event at once.
+
+        tensorboardX's own thread ends at the first error, and its queue then blocks forever.
+        """
+        # After an error the next event begins a new file, since the last one may be cut short.
         events, self._events = self._events, None
         with tolerating_errors('tensorboard/'):
             if events is None:
@@ -132,16 +134,19 @@ class Stopwatch:
 
 @contextlib.contextmanager
 def tolerating_errors(what: str) -> Iterator[None]:
-    """A full disk or a folder that vanishes costs pictures and curves, but not the run."""
+    """Turns an error of the disk into a warning: it costs images and curves, but not the run."""
     try:
         yield
     except (OSError, UserError) as error:
         reason = getattr(error, 'strerror', None) or error
-        print(f'warning        {what} cannot be written ({reason}), training goes on')
+        print(f'warning        {what} cannot be written ({reason}), training continues')
 
 
 def progress(step: int, num_steps: int, values: Mapping[str, float], images_per_step: int) -> str:
-    """A step's losses, logits and gammas and, where 'images_per_second' is known, the time left."""
+    """A line with the losses, logits and gammas of a step.
+
+    With 'images_per_second' among the values it ends with the speed and the time left.
+    """
     gammas = ' '.join(
         f'{name[0].upper()}{name.partition("gamma")[2]} {value:+.3f}'
         for name, value in values.items()

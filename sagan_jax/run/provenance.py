@@ -1,4 +1,4 @@
-"""What a run is made of, and whether that is still the same."""
+"""The record of a run: configuration, versions and code, and checks against it on resuming."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.system.records import differences, versions
 
-# Keys that say how long, how fast or how talkative a run is, not what it computes.
+# Keys that affect duration, speed and logging, but not results.
 FREE_KEYS = (
     'num_train_steps',
     'steps_per_call',
@@ -65,7 +65,7 @@ def _is_free(key: str, config: dict[str, Any]) -> bool:
 
 
 def check_data(run: RunFolder, found: dict[str, Any]) -> None:
-    """Refuses to continue with other pictures than a run began with.
+    """Refuses to continue with other images than the run began with.
 
     Raises:
       UserError: naming the data set.
@@ -76,9 +76,9 @@ def check_data(run: RunFolder, found: dict[str, Any]) -> None:
         return  # nothing has begun, or an older version did not say
     if before != found:
         raise UserError(
-            f'The pictures of {found["name"]} are not those that the run in {run.path} began with '
-            f'({before["count"]} there, {found["count"]} here, or others): bring them back, or '
-            'choose another --workdir.'
+            f'The images of {found["name"]} are not those that the run in {run.path} began with '
+            f'({before["count"]} there, {found["count"]} here, or other contents): restore them, or choose another '
+            '--workdir.'
         )
 
 
