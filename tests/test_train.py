@@ -276,9 +276,7 @@ def test_a_diverged_run_resumes_with_different_noise(pictures, tmp_path, monkeyp
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-def test_a_resumed_run_scores_the_step_whose_scoring_was_interrupted(
-    finished, tmp_path, monkeypatch, capsys
-):
+def test_an_interrupted_scoring_is_repeated_on_resuming(finished, tmp_path, monkeypatch, capsys):
     config, workdir = finished[0], tmp_path
     shutil.copytree(finished[1], workdir, dirs_exist_ok=True)
     (path,) = (workdir / 'evaluation').iterdir()

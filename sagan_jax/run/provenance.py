@@ -77,8 +77,8 @@ def check_data(run: RunFolder, found: dict[str, Any]) -> None:
     if before != found:
         raise UserError(
             f'The images of {found["name"]} are not those that the run in {run.path} began with '
-            f'({before["count"]} there, {found["count"]} here, or other contents): restore them, or choose another '
-            '--workdir.'
+            f'({before["count"]} there, {found["count"]} here, or other contents): restore them, '
+            'or choose another --workdir.'
         )
 
 
