@@ -1,1 +1,1 @@
-"""A run's folder: provenance, checkpoints, logs, signs of a collapse."""
+"""A run's folder: files, provenance, checkpoints, logs, signs of a collapse."""
