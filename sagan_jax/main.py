@@ -137,7 +137,7 @@ def _use_model(mode: str, workdir: Path) -> None:
     from sagan_jax.run.folder import RunFolder
     from sagan_jax.trained.export import export
     from sagan_jax.trained.model import load
-    from sagan_jax.trained.sample_files import generate
+    from sagan_jax.trained.sample_files import write_samples
     from sagan_jax.viewing.serve import serve
 
     if mode == 'serve':
@@ -149,7 +149,7 @@ def _use_model(mode: str, workdir: Path) -> None:
     else:
         output = Path(_OUTPUT.value or run.generated / f'{_DRAW.value}.png')
         settings = _CLASSES.value, _NUM_IMAGES.value, _SAMPLE_SEED.value, _TRUNCATION.value
-        generate(model, output, _DRAW.value, *settings)
+        write_samples(model, output, _DRAW.value, *settings)
 
 
 def _point(text: str) -> tuple[int, int]:

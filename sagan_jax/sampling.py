@@ -78,42 +78,42 @@ def mix_classes(
 
 
 class Randomness(NamedTuple):
-    """What an image depends on beside its number and its class, see `numbered_noise`."""
+    """What an image depends on beside its number and its class, see `indexed_noise`."""
 
     seed: int | np.uint32
     truncation: np.float32 | None = None
 
 
 @partial(jax.jit, static_argnames=('stream', 'z_dim'))
-def numbered_noise(
+def indexed_noise(
     seed: int | jax.Array,
     stream: Stream,
-    numbers: jax.Array,
+    indices: jax.Array,
     z_dim: int,
     truncation: float | jax.Array | None = None,
 ) -> jax.Array:
-    """z of images that have numbers: float32 [n, z_dim], each a function of its own number alone.
+    """z of images that have indices: float32 [n, z_dim], each a function of its own number alone.
 
     Args:
       seed: see `streams`.
-      stream: `EVALUATION_NOISE` for images that are scored, `NUMBERED_NOISE` for all others.
-      numbers: int32 [n].
+      stream: `EVALUATION_NOISE` for images that are scored, `SAMPLE_NOISE` for all others.
+      indices: int32 [n].
       z_dim: length of each z.
       truncation: a threshold t: standard normal numbers beyond ±t are drawn again until they are
         within (the truncation trick of BigGAN, Brock et al. 2019, section 3.1), and none is
         rescaled. None for all of the normal distribution.
     """
 
-    def z(number):
-        key = stream_key(seed, stream, number)
+    def z(index):
+        key = stream_key(seed, stream, index)
         if truncation is None:
             return jax.random.normal(key, (z_dim,))
         return jax.random.truncated_normal(key, -truncation, truncation, (z_dim,))
 
-    return jax.vmap(z)(numbers)
+    return jax.vmap(z)(indices)
 
 
-def great_circles(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
+def slerp(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
     """Paths from each z to another: float32 [n, z_dim] twice → [n, steps, z_dim].
 
     Along the great circle between them (White 2016, 'Sampling Generative Networks'), since on the
@@ -132,21 +132,21 @@ Sample = Callable[[Variables, np.ndarray, np.ndarray, Randomness], Iterator[np.n
 
 
 def create_sample(generator: Network, z_dim: int, batch_size: int) -> Sample:
-    """Builds `sample(frozen, numbers, labels, randomness) -> images`, on all local devices.
+    """Builds `sample(frozen, indices, labels, randomness) -> images`, on all local devices.
 
-    `frozen` comes from `create_freeze`, numbers and labels are integers [n]. The images come
+    `frozen` comes from `create_freeze`, indices and labels are integers [n]. The images come
     batch by batch, `batch_size` at a time: uint8 [b, S, S, 3], rounded to the nearest. Image i is
     a function of the randomness, of i and of its label alone, up to rounding.
     """
 
     def draw(variables, rows):
-        (frozen, randomness), (numbers, labels) = variables, rows
+        (frozen, randomness), (indices, labels) = variables, rows
         seed, truncation = randomness
-        z = numbered_noise(seed, Stream.NUMBERED_NOISE, numbers, z_dim, truncation)
+        z = indexed_noise(seed, Stream.SAMPLE_NOISE, indices, z_dim, truncation)
         return to_uint8(generator.apply(frozen, z, labels, train=False)[0])
 
-    def sample(frozen, numbers, labels, randomness):
-        rows = np.asarray(numbers, np.int32), np.asarray(labels, np.int32)
+    def sample(frozen, indices, labels, randomness):
+        rows = np.asarray(indices, np.int32), np.asarray(labels, np.int32)
         return by_rows(draw, batch_size, (frozen, randomness), *rows)
 
     return sample
@@ -189,7 +189,7 @@ def create_draw(
     """
 
     def draw(frozen, asked):
-        z = numbered_noise(seed, Stream.EVALUATION_NOISE, asked[:, 0], z_dim)
+        z = indexed_noise(seed, Stream.EVALUATION_NOISE, asked[:, 0], z_dim)
         images, _ = generator.apply(frozen, z, asked[:, 1], train=False)
         return to_uint8(images) if round_to_uint8 else (images + 1) * 127.5
 
@@ -211,7 +211,7 @@ def to_uint8(images: jax.Array) -> jax.Array:
 # ---- Classes. ----------------------------------------------------------------------------------
 
 
-def class_numbers(classes: Sequence[str | int], class_names: Sequence[str]) -> np.ndarray:
+def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> np.ndarray:
     """Classes by name or by number as labels, int32 [k]; a name goes before a number.
 
     Raises:
@@ -225,7 +225,7 @@ def class_numbers(classes: Sequence[str | int], class_names: Sequence[str]) -> n
         if not 0 <= number < len(class_names):
             close = difflib.get_close_matches(given, class_names) or class_names[:1]
             raise UserError(
-                f'There is no class {given!r}: give names such as {", ".join(close)} or numbers '
+                f'There is no class {given!r}: give names such as {", ".join(close)} or indices '
                 f'below {len(class_names)}.'
             )
         found.append(number)

@@ -18,7 +18,7 @@ class Stream(enum.IntEnum):
     STANDING_STATISTICS = 6  # z and labels from which a frozen generator's moments are estimated
     EVALUATION_NOISE = 7  # z of the images that are scored; the step is an image's index
     EVALUATION_LABELS = 8
-    NUMBERED_NOISE = 9  # z of all other samples; the step is a sample's number
+    SAMPLE_NOISE = 9  # z of all other samples; the step is the index of a sample
     WRONG_LABELS = 10  # labels of real images that the discriminator learns to reject
 
 

@@ -66,7 +66,7 @@ def test_samples_are_rounded_pixels_in_rows(generator_variables):
     assert images.dtype == np.uint8
     assert images.shape == (6, 32, 32, 3)
     numbers, labels = np.array([0, 2, 4, 1, 3, 5]), np.array([2, 2, 2, 0, 0, 0])
-    z = sampling.numbered_noise(5, Stream.NUMBERED_NOISE, numbers, 8)
+    z = sampling.indexed_noise(5, Stream.SAMPLE_NOISE, numbers, 8)
     floats, _ = jax.jit(generator.apply, static_argnames='train')(frozen, z, labels, train=False)
     assert np.abs(images / 127.5 - 1 - floats).max() <= 0.5 / 127.5 + 1e-5
     assert len(np.unique(images.reshape(6, -1), axis=0)) == 6
@@ -84,7 +84,7 @@ def test_grid_classes(num_classes, rows, expected):
 
 def test_great_circles_keep_their_distance_from_the_origin():
     start, end = np.array([[3.0, 0], [0, 2]]), np.array([[0, 3.0], [2, 0]])
-    path = sampling.great_circles(start, end, 4)
+    path = sampling.slerp(start, end, 4)
     angles = np.arange(4) * np.pi / 6
     np.testing.assert_allclose(
         path[0], 3 * np.stack([np.cos(angles), np.sin(angles)], 1), atol=1e-6

@@ -204,7 +204,7 @@ def create_evaluator(
     """
     settings = config.evaluation
     source = data.load(config.dataset, settings.split)
-    _check_pictures(source, settings.splits, pair_samples)
+    _check_images(source, settings.splits, pair_samples)
     trained = source if settings.split == 'train' else data.load(config.dataset, 'train')
     networks = real_statistics.load_networks(config, trained)
     distributed.check_agreement({'data': source.name, 'networks': networks.sha256})
@@ -272,7 +272,7 @@ def is_best(
     return value(rows) < best if low_is_good else value(rows) > best
 
 
-def _check_pictures(source: data.Source, splits: int, pair_samples: int) -> None:
+def _check_images(source: data.Source, splits: int, pair_samples: int) -> None:
     least = max(splits, checks.LEAST_PAIRS if pair_samples else 2)
     if len(source) < least:
         raise UserError(

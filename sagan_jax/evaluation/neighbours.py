@@ -14,18 +14,18 @@ class Neighbours(NamedTuple):
     """What lies nearest in feature space, nearest first.
 
     Attributes:
-      pictures: uint8 [n, k, S, S, 3], of the training split.
+      images: uint8 [n, k, S, S, 3], of the training split.
       distances: Euclidean, float32 [n, k].
-      among_pictures: the same distance from as many training pictures to the nearest other one
+      among_images: the same distance from as many training pictures to the nearest other one
         each, float32 [n]: what is normal for two pictures that are not copies.
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     distances: np.ndarray
-    among_pictures: np.ndarray
+    among_images: np.ndarray
 
 
-def nearest_pictures(config: ml_collections.ConfigDict, images: np.ndarray, k: int) -> Neighbours:
+def nearest_images(config: ml_collections.ConfigDict, images: np.ndarray, k: int) -> Neighbours:
     """The k training pictures nearest to each image, by the features that `config` scores with.
 
     Args:
@@ -45,10 +45,10 @@ def nearest_pictures(config: ml_collections.ConfigDict, images: np.ndarray, k: i
 
     squares = np.einsum('nd,nd->n', real, real)
     rows, distances = _nearest(real, squares, fake, k)
-    pictures = [[source.examples[row]['image'] for row in some] for some in rows]
+    nearest = [[source.examples[row]['image'] for row in some] for some in rows]
     chosen = np.random.default_rng(0).permutation(len(real))[: len(images)]
     _, among = _nearest(real, squares, real[chosen], 2)  # one of the two is the picture itself
-    return Neighbours(np.array(pictures), distances, among.max(1))
+    return Neighbours(np.array(nearest), distances, among.max(1))
 
 
 def _nearest(

@@ -24,7 +24,7 @@ _SYSTEM = ('seed', 'step', 'ema', 'batch_statistics')
 # What follows from the number of generated images.
 _COUNTS = ('name', 'num_fake', 'num_real', 'subset_size')
 # What a line about a score says beside the counts and the data.
-_IN_A_LINE = ('features', 'resize', 'rounding', 'labels', 'batch_statistics')
+_MAIN_CONDITIONS = ('features', 'resize', 'rounding', 'labels', 'batch_statistics')
 
 _FAKES_ALONE = ('is', 'class_share', *shapes.SCORES)  # no real images enter these
 
@@ -184,10 +184,10 @@ def describe(row: Row) -> str:
     return text
 
 
-def in_a_line(row: Row) -> str:
+def main_conditions(row: Row) -> str:
     """The main conditions of a score."""
     return '; '.join([
         f'{row["num_fake"]:,} samples',
         f'{row["num_real"]:,} pictures of {row["data"]} ({row["split"]})',
-        *(f'{key} {row[key]}' for key in _IN_A_LINE if key in row),
+        *(f'{key} {row[key]}' for key in _MAIN_CONDITIONS if key in row),
     ])  # fmt: skip

@@ -27,7 +27,7 @@ from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import differences
 from sagan_jax.system.streaming import on_devices
 
-TESTED = 10_000  # pictures, at most, that the classifier's accuracy is taken from
+MAX_TESTED = 10_000  # pictures, at most, that the classifier's accuracy is taken from
 
 
 class Networks(NamedTuple):
@@ -221,7 +221,7 @@ def _classifier(config, source: data.Source) -> FeatureNetwork:
             tested = data.load(config.dataset, 'test')
         except UserError:  # there is no such split
             tested = source
-        count = min(TESTED, len(tested)) // batch_size * batch_size
+        count = min(MAX_TESTED, len(tested)) // batch_size * batch_size
         batches = data.batches(tested, in_domain.SEED, batch_size, stop=max(1, count // batch_size))
         accuracy = in_domain.accuracy(variables, batches, classes)
         return flatten_dict(variables, sep='/') | {'accuracy': accuracy, 'tested': tested.split}

@@ -24,7 +24,7 @@ from sagan_jax.trained.model import Model
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 _ROWS, _COLUMNS = 10, 8  # of the picture, a row a class
-_MOST_NAMES = 20  # of classes, in the card
+_MAX_NAMES = 20  # of classes, in the card
 _PATHS = (('dataset', 'data_dir'), ('dataset', 'source_dir'), ('evaluation', 'inception_weights'))
 
 
@@ -112,7 +112,7 @@ def card(model: Model, scores: list[Row]) -> str:
     classes = ', '.join(f'{label} {name}' for label, name in enumerate(names))
     if config.model.conditioning == 'none':
         classes = 'none; labels are asked for, but change nothing'
-    elif len(names) > _MOST_NAMES:
+    elif len(names) > _MAX_NAMES:
         classes = f'{len(names):,}, named in `generator.json`'
     averaging = f'an average over training with a decay of {config.ema.decay:g}'
     averaged = config.ema.decay and model.step > config.ema.start_step
@@ -201,5 +201,5 @@ def _score_table(scores: list[Row]) -> str:
     for row in scores:
         value = f'{row["value"]:.4g}' + (f' ± {row["std"]:.2g}' if 'std' in row else '')
         real = f'{row["real_value"]:.4g}' if 'real_value' in row else '–'
-        lines.append(f'| `{row["name"]}` | {value} | {real} | {protocol.in_a_line(row)} |')
+        lines.append(f'| `{row["name"]}` | {value} | {real} | {protocol.main_conditions(row)} |')
     return '\n'.join(lines)

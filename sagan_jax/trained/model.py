@@ -24,7 +24,7 @@ from sagan_jax.trained.programs import Programs, create_generate, create_program
 Classes = Sequence[str | int]  # names or numbers
 
 _SEEDS = 2**32
-_MOST_TRUNCATION = 5.0  # a threshold that less than one normal number in a million passes
+_MAX_TRUNCATION = 5.0  # a threshold that less than one normal number in a million passes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Model:
           classes: names or numbers, which are taken in turn; all classes by default.
           n: how many images.
           seed: from 0 to 2³² - 1.
-          truncation: a threshold for z, up to 5, see `sampling.numbered_noise`: the lower, the more
+          truncation: a threshold for z, up to 5, see `sampling.indexed_noise`: the lower, the more
             typical and alike the images. None for no threshold.
 
         Raises:
@@ -80,10 +80,10 @@ class Model:
         return np.concatenate(list(stream))
 
     def stream(
-        self, numbers: np.ndarray, labels: np.ndarray, seed: int, truncation: float | None = None
+        self, indices: np.ndarray, labels: np.ndarray, seed: int, truncation: float | None = None
     ) -> Iterator[np.ndarray]:
         """The images with these numbers and labels, both integers [n], batch by batch."""
-        return self.programs.sample(self.generator, numbers, labels, randomness(seed, truncation))
+        return self.programs.sample(self.generator, indices, labels, randomness(seed, truncation))
 
     def sample_rows(self, labels: np.ndarray, columns: int, seed: int = 0) -> np.ndarray:
         """Images in rows, one label per row: uint8 [rows · columns, S, S, 3].
@@ -100,10 +100,10 @@ class Model:
     def noise(self, n: int = 16, seed: int = 0, truncation: float | None = None) -> np.ndarray:
         """The z of `sample`'s images, float32 [n, z_dim]."""
         _check_count(n)
-        numbers, (seed, truncation) = np.arange(n, dtype=np.int32), randomness(seed, truncation)
+        indices, (seed, truncation) = np.arange(n, dtype=np.int32), randomness(seed, truncation)
         z_dim = self.config.model.z_dim
         return np.asarray(
-            sampling.numbered_noise(seed, Stream.NUMBERED_NOISE, numbers, z_dim, truncation)
+            sampling.indexed_noise(seed, Stream.SAMPLE_NOISE, indices, z_dim, truncation)
         )
 
     def generate(self, z: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -115,9 +115,9 @@ class Model:
 
     def attention(
         self,
-        number: int,
+        index: int,
         label: int,
-        place: tuple[float, float],
+        query: tuple[float, float],
         seed: int = 0,
         truncation: float | None = None,
     ) -> dict[int, np.ndarray]:
@@ -132,9 +132,9 @@ class Model:
           By the resolution of the layer, in order: float32 [k, k], whose sum is 1. Empty for a
           generator without attention.
         """
-        asked = np.array([number], np.int32), np.array([label], np.int32)
-        maps = self.programs.attend(
-            self.generator, randomness(seed, truncation), *asked, np.array(place, np.float32)
+        asked = np.array([index], np.int32), np.array([label], np.int32)
+        maps = self.programs.attention(
+            self.generator, randomness(seed, truncation), *asked, np.array(query, np.float32)
         )
         return {resolution: _square(np.asarray(row)) for resolution, row in sorted(maps.items())}
 
@@ -150,12 +150,12 @@ class Model:
     ) -> np.ndarray:
         """From one z to another, a class a row: uint8 [n, steps, S, S, 3].
 
-        Row i goes from the z of number 2i to that of 2i + 1, see `sampling.great_circles`. The
+        Row i goes from the z of number 2i to that of 2i + 1, see `sampling.slerp`. The
         other arguments, and what is raised, are those of `sample`.
         """
         labels = self.labels(classes, n)
         ends = self.noise(2 * n, seed, truncation)
-        z = sampling.great_circles(ends[::2], ends[1::2], steps)
+        z = sampling.slerp(ends[::2], ends[1::2], steps)
         images = self.generate(z.reshape(n * steps, -1), labels.repeat(steps))
         return np.asarray(sampling.to_uint8(images)).reshape(n, steps, *images.shape[1:])
 
@@ -190,7 +190,7 @@ class Model:
 
     # ---- The discriminator. --------------------------------------------------------------------
 
-    def score(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def discriminate(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """The discriminator's logits, float32 [n]: the higher, the more like training pictures.
 
         Images are uint8 [n, S, S, 3], labels int32 [n].
@@ -279,17 +279,17 @@ def labels_of(
         raise UserError('This generator was trained without classes: ask for none.')
     if not classes:
         return np.arange(n, dtype=np.int32) % len(class_names)
-    return np.resize(sampling.class_numbers(classes, class_names), n)
+    return np.resize(sampling.class_indices(classes, class_names), n)
 
 
 def randomness(seed: int, truncation: float | None) -> Randomness:
     """What images depend on beside their numbers and classes; raises UserError out of range."""
     if not 0 <= seed < _SEEDS:
         raise UserError(f'{seed} is no seed: take one from 0 to {_SEEDS - 1}.')
-    if truncation is not None and not 0 < truncation <= _MOST_TRUNCATION:
+    if truncation is not None and not 0 < truncation <= _MAX_TRUNCATION:
         raise UserError(
             f'{truncation} is no threshold for the truncation: take one above 0 and up to '
-            f'{_MOST_TRUNCATION:g}, or none.'
+            f'{_MAX_TRUNCATION:g}, or none.'
         )
     threshold = None if truncation is None else np.float32(truncation)
     return Randomness(np.uint32(seed), threshold)

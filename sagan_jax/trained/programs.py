@@ -21,14 +21,14 @@ class Programs(NamedTuple):
       generate: `generate(frozen, z, labels)` yields float32 images [b, S, S, 3] in [-1, 1].
       discriminate: `discriminate(variables, images, labels)` yields logits float32 [b] of uint8
         images; `variables` are the discriminator's.
-      attend: `attend(frozen, randomness, number, label, place) -> {resolution: float32 [M]}`, see
-        `Model.attention`; number and label are int32 [1], place is float32 [2].
+      attention: `attention(frozen, randomness, index, label, query) -> {resolution: float32 [M]}`,
+        see `Model.attention`; `index` and `label` are int32 [1], `query` is float32 [2].
     """
 
     sample: sampling.Sample
     generate: Callable
     discriminate: Callable
-    attend: Callable
+    attention: Callable
 
 
 def create_programs(
@@ -49,13 +49,13 @@ def create_programs(
         return sampling.by_rows(logits, batch_size, variables, images, labels)
 
     @jax.jit
-    def attend(frozen, randomness, number, label, place):
+    def attention(frozen, randomness, index, label, query):
         seed, truncation = randomness
-        z = sampling.numbered_noise(seed, Stream.NUMBERED_NOISE, number, z_dim, truncation)
+        z = sampling.indexed_noise(seed, Stream.SAMPLE_NOISE, index, z_dim, truncation)
         maps = generator.attention(frozen, z, label)
 
         def row(resolution, weights):
-            at = jnp.clip((place * resolution).astype(jnp.int32), 0, resolution - 1)
+            at = jnp.clip((query * resolution).astype(jnp.int32), 0, resolution - 1)
             return weights[0, at[0] * resolution + at[1]]
 
         return {resolution: row(resolution, weights) for resolution, weights in maps.items()}
@@ -64,7 +64,7 @@ def create_programs(
         sample=sampling.create_sample(generator, z_dim, batch_size),
         generate=create_generate(generator, batch_size),
         discriminate=discriminate,
-        attend=attend,
+        attention=attention,
     )
 
 

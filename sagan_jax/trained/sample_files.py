@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sagan_jax import figures, sampling
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation.neighbours import nearest_pictures
+from sagan_jax.evaluation.neighbours import nearest_images
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.system.files import atomic_path, locked, remove_partial
 from sagan_jax.system.records import differences
@@ -24,7 +24,7 @@ from sagan_jax.system.signals import collected
 from sagan_jax.trained.model import Model
 
 # What can be drawn, and how many images, or rows of them, by default.
-DRAWINGS = {
+KINDS = {
     'samples': 100,
     'noise_interpolation': 8,
     'class_interpolation': 8,
@@ -33,14 +33,14 @@ DRAWINGS = {
 }
 RECORD = 'samples.json'  # in a folder of samples: what they are
 
-_MOST_IN_A_GRID = 2500
+_MAX_IN_A_GRID = 2500
 _NEIGHBOURS = 6
 
 
-def generate(
+def write_samples(
     model: Model,
     output: Path,
-    drawing: str = 'samples',
+    kind: str = 'samples',
     classes: Sequence[str] = (),
     n: int | None = None,
     seed: int = 0,
@@ -59,25 +59,25 @@ def generate(
     Args:
       model: see `sagan_jax.load`.
       output: a file or a folder.
-      drawing: one of `DRAWINGS`.
-      classes: names or numbers; all by default.
-      n: how many images, or rows; by default as `DRAWINGS` says.
+      kind: one of `KINDS`.
+      classes: names or indices; all by default.
+      n: how many images, or rows; by default as `KINDS` says.
       seed, truncation: see `Model.sample`.
 
     Raises:
-      UserError: for what `Model.sample` refuses, a drawing that there is not, a folder that holds
+      UserError: for what `Model.sample` refuses, a kind that there is not, a folder that holds
         anything else, and when something cannot be written.
     """
-    if drawing not in DRAWINGS:
-        raise UserError(f'There is no drawing {drawing!r}: choose among {", ".join(DRAWINGS)}.')
-    n = DRAWINGS[drawing] if n is None else n
+    if kind not in KINDS:
+        raise UserError(f'There is no kind {kind!r}: choose {", ".join(KINDS)}.')
+    n = KINDS[kind] if n is None else n
     is_picture = output.suffix == '.png'
-    if drawing != 'samples' and not is_picture:
-        raise UserError(f'{drawing} is one picture: give an --output that ends in .png.')
+    if kind != 'samples' and not is_picture:
+        raise UserError(f'{kind} is one picture: give an --output that ends in .png.')
     write = _write_arrays if output.suffix == '.npz' else _write_folder
     try:
         if is_picture:
-            _write_picture(model, output, drawing, classes, n, seed, truncation)
+            _write_picture(model, output, kind, classes, n, seed, truncation)
         else:
             write(model, output, classes, n, seed, truncation)
     except OSError as error:
@@ -91,38 +91,38 @@ def generate(
 # ---- One picture. ------------------------------------------------------------------------------
 
 
-def _write_picture(model, path: Path, drawing: str, classes, n, seed, truncation) -> None:
-    if n > _MOST_IN_A_GRID:
+def _write_picture(model, path: Path, kind: str, classes, n, seed, truncation) -> None:
+    if n > _MAX_IN_A_GRID:
         raise UserError(
             f'{n:,} images are too many for one picture: give an --output that ends in .npz, or a '
             'folder.'
         )
-    if drawing.endswith('interpolation'):
-        in_noise = drawing == 'noise_interpolation'
+    if kind.endswith('interpolation'):
+        in_noise = kind == 'noise_interpolation'
         interpolate = model.interpolate_noise if in_noise else model.interpolate_classes
         rows = interpolate(classes, n, seed, truncation)
         grid = image_grid(np.concatenate(rows), columns=rows.shape[1])
         return save_png(path, grid)
 
     images, labels = model.sample(classes, n, seed, truncation), model.labels(classes, n)
-    if drawing == 'nearest':
-        found = nearest_pictures(model.config, images, _NEIGHBOURS)
-        figure = figures.neighbours_figure(images, found.pictures, found.distances)
+    if kind == 'nearest':
+        found = nearest_images(model.config, images, _NEIGHBOURS)
+        figure = figures.neighbours_figure(images, found.images, found.distances)
         figures.save_figure(path, figure)
         print(
             'nearest        training picture, median distance: '
             f'{np.median(found.distances[:, 0]):.3g} from a sample, '
-            f'{np.median(found.among_pictures):.3g} from another training picture'
+            f'{np.median(found.among_images):.3g} from another training picture'
         )
         return None
     columns = math.isqrt(n - 1) + 1
-    kinds = len(classes or model.class_names)
-    if drawing == 'ranking':
-        logits = model.score(images, labels)
+    num_classes = len(classes or model.class_names)
+    if kind == 'ranking':
+        logits = model.discriminate(images, labels)
         images = images[np.argsort(-logits)]
         print(f'ranking        logits from {logits.max():+.3g} to {logits.min():+.3g}')
-    elif 1 < kinds < n and n % kinds == 0:  # a row a class
-        images, columns = sampling.in_rows(images, kinds), n // kinds
+    elif 1 < num_classes < n and n % num_classes == 0:  # a row a class
+        images, columns = sampling.in_rows(images, num_classes), n // num_classes
     return save_png(path, image_grid(images, columns))
 
 
@@ -152,19 +152,19 @@ def _write_folder(model, folder: Path, classes, n, seed, truncation) -> None:
     record = {
         'step': model.step,
         'sha256': model.sha256[:16],
-        'classes': [names[label] for label in sampling.class_numbers(classes, model.class_names)],
+        'classes': [names[label] for label in sampling.class_indices(classes, model.class_names)],
         'seed': seed,
         'truncation': truncation,
         'num_images': n,
     }
 
-    def path(number):
-        return folder / names[labels[number]] / f'{number:06d}.png'
+    def path(index):
+        return folder / names[labels[index]] / f'{index:06d}.png'
 
     with locked(folder / '.lock', lambda: _refuse_busy(folder)):
         _check_record(folder, record)
         remove_partial(folder, *(folder / name for name in names))
-        missing = np.array([number for number in range(n) if not path(number).exists()], np.int32)
+        missing = np.array([index for index in range(n) if not path(index).exists()], np.int32)
         print(f'images         {n - len(missing):,} of {n:,} are there already')
         if not len(missing):
             return
@@ -176,11 +176,11 @@ def _write_folder(model, folder: Path, classes, n, seed, truncation) -> None:
         under_way = collections.deque()  # batches that threads write, while devices draw the next
         with ThreadPoolExecutor() as pool, collected() as signals, _progress(len(missing)) as bar:
             for images in stream:
-                numbers = missing[done : done + len(images)]
+                indices = missing[done : done + len(images)]
                 under_way.append(
                     [
-                        pool.submit(save_png, path(number), image)
-                        for number, image in zip(numbers, images, strict=True)
+                        pool.submit(save_png, path(index), image)
+                        for index, image in zip(indices, images, strict=True)
                     ]
                 )
                 done += len(images)

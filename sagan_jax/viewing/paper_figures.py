@@ -71,7 +71,7 @@ def illustrate(
     model = load_one(load_each, which)
     labels = sampling.grid_classes(config.dataset.num_classes, COLUMNS)
     if classes:
-        labels = sampling.class_numbers(classes, model.class_names)
+        labels = sampling.class_indices(classes, model.class_names)
     request = Request(RunFolder(Path(workdir)), load_each, model, labels, points)
     written = []
     for kind in kinds:

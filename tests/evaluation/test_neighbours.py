@@ -4,7 +4,7 @@ import numpy as np
 
 from sagan_jax import data
 from sagan_jax.evaluation import real_statistics
-from sagan_jax.evaluation.neighbours import nearest_pictures
+from sagan_jax.evaluation.neighbours import nearest_images
 from sagan_jax.figures import neighbours_figure
 from sagan_jax.metrics.features import FeatureNetwork
 from tests import tiny
@@ -27,18 +27,18 @@ def test_a_memorised_picture_is_found(tmp_path, monkeypatch):
     images = real[[5, 20]]
     images[1, 0, 0] ^= 3  # all but memorised
 
-    found = nearest_pictures(config, images, k=4)
-    assert found.pictures.shape == (2, 4, 32, 32, 3)
-    np.testing.assert_array_equal(found.pictures[:, 0], real[[5, 20]])
+    found = nearest_images(config, images, k=4)
+    assert found.images.shape == (2, 4, 32, 32, 3)
+    np.testing.assert_array_equal(found.images[:, 0], real[[5, 20]])
     features = coarse(real)
     distances = np.linalg.norm(features[:, None] - features, axis=-1)
     np.testing.assert_allclose(found.distances[0], np.sort(distances[5])[:4], atol=1e-3)
     assert 0 < found.distances[1, 0] < 0.1
     chosen = np.random.default_rng(0).permutation(len(real))[:2]
     nearest_other = (distances + np.diag(np.full(len(real), np.inf))).min(1)
-    np.testing.assert_allclose(found.among_pictures, nearest_other[chosen], atol=1e-3)
+    np.testing.assert_allclose(found.among_images, nearest_other[chosen], atol=1e-3)
 
-    figure = neighbours_figure(images, found.pictures, found.distances)
+    figure = neighbours_figure(images, found.images, found.distances)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[0] == titles[5] == 'sample'
     assert titles[2] == f'{found.distances[0, 1]:.3g}'

@@ -11,7 +11,7 @@ from sagan_jax.configuration import defaults
 from tests import tiny
 
 
-def described(image_size, num_classes, generator_attention, discriminator_attention=None):
+def configuration(image_size, num_classes, generator_attention, discriminator_attention=None):
     config = defaults.get_config()
     config.dataset.image_size = image_size
     config.dataset.num_classes = num_classes
@@ -32,7 +32,7 @@ def described(image_size, num_classes, generator_attention, discriminator_attent
     ],
 )
 def test_parameter_counts(image_size, num_classes, attention, generator_count, discriminator_count):
-    networks = models.create(described(image_size, num_classes, attention))
+    networks = models.create(configuration(image_size, num_classes, attention))
     counts = [
         models.count_parameters(jax.eval_shape(network.init, jax.random.key(0)))
         for network in networks
@@ -43,7 +43,7 @@ def test_parameter_counts(image_size, num_classes, attention, generator_count, d
 @pytest.mark.parametrize('image_size', [32, 64, 128, 256])
 @pytest.mark.parametrize('conditioning', ['projection', 'none'])
 def test_shapes_at_every_resolution(image_size, conditioning):
-    config = described(image_size, 7, (8, 16))
+    config = configuration(image_size, 7, (8, 16))
     config.model.conditioning = conditioning
     config.model.generator_width = config.model.discriminator_width = 4
     generator, discriminator = models.create(config)

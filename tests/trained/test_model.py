@@ -57,7 +57,7 @@ def test_images_are_those_of_the_averaged_generator_one_by_one(run, model):
     generator, _ = models.create(config)
     images = model.sample(classes=['class2', 0], n=5, seed=3)
     assert images.dtype == np.uint8
-    stream_key = jax.random.fold_in(jax.random.key(3), Stream.NUMBERED_NOISE)
+    stream_key = jax.random.fold_in(jax.random.key(3), Stream.SAMPLE_NOISE)
     apply = jax.jit(generator.apply, static_argnames='train')
     for number, label in enumerate([2, 0, 2, 0, 2]):
         z = jax.random.normal(jax.random.fold_in(stream_key, number), (1, 8))
@@ -147,8 +147,8 @@ def test_scores_are_the_discriminators_logits(run, model):
     weights, _ = discriminator.normalise(model.discriminator)
     apply = jax.jit(discriminator.apply, static_argnames='train')
     expected, _ = apply(weights, images / np.float32(127.5) - 1, labels, train=False)
-    np.testing.assert_allclose(model.score(images, labels), expected, rtol=1e-4, atol=1e-4)
-    other = model.score(images, (labels + 1) % 3)
+    np.testing.assert_allclose(model.discriminate(images, labels), expected, rtol=1e-4, atol=1e-4)
+    other = model.discriminate(images, (labels + 1) % 3)
     assert np.abs(other - expected).max() > 1e-2
 
 
@@ -158,7 +158,7 @@ def test_scores_are_the_discriminators_logits(run, model):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ({'classes': ['99999']}, "no class '99999': give names such as class0 or numbers below 3"),
+        ({'classes': ['99999']}, "no class '99999': give names such as class0 or indices below 3"),
         ({'classes': [-1]}, "no class '-1'"),
         ({'classes': ['clas1']}, "no class 'clas1': give names such as class1, "),
         ({'n': 0}, '^0 images'),

@@ -17,7 +17,7 @@ import sagan_jax
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid
 from sagan_jax.system.files import locked
-from sagan_jax.trained.sample_files import generate
+from sagan_jax.trained.sample_files import write_samples
 from tests import tiny
 
 
@@ -50,20 +50,20 @@ def assert_complete(folder, model, n, seed=0):
 
 def test_a_folder_that_was_left_unfinished_is_finished(model, tmp_path, capsys):
     folder = tmp_path / 'deep' / 'folder'
-    generate(model, folder, n=70)
+    write_samples(model, folder, n=70)
     assert_complete(folder, model, 70)
 
     for name in ('class1/000001.png', 'class2/000068.png'):
         (folder / name).unlink()
     (folder / 'class1' / '.1234.partial.png').write_bytes(b'half a picture')
     before = {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
-    generate(model, folder, n=70)
+    write_samples(model, folder, n=70)
     assert_complete(folder, model, 70)
     assert '68 of 70 are there already' in capsys.readouterr().out
     written = {n for n in files(folder) if before.get(n) != (folder / n).stat().st_mtime_ns}
     assert written == {'class1/000001.png', 'class2/000068.png', 'samples.json'}
 
-    generate(model, folder, n=75)
+    write_samples(model, folder, n=75)
     assert_complete(folder, model, 75)
 
 
@@ -80,20 +80,20 @@ def test_killed_and_started_again(trained_workdir, model, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 100 <= len(list(folder.rglob('0*.png'))) < n
-    generate(model, folder, n=n)
+    write_samples(model, folder, n=n)
     assert_complete(folder, model, n)
 
 
 def test_a_generator_without_classes_needs_no_class_folders(model, tmp_path):
     config = tiny.config(model__conditioning='none', dataset__num_classes=1)
     without = dataclasses.replace(model, config=config, class_names=('all',))
-    generate(without, tmp_path / 'folder', n=2)
+    write_samples(without, tmp_path / 'folder', n=2)
     assert files(tmp_path / 'folder') == ['000000.png', '000001.png', 'samples.json']
 
 
 def test_folders_of_something_else_are_refused(model, tmp_path):
     folder = tmp_path / 'folder'
-    generate(model, folder, n=2, classes=['class1'])
+    write_samples(model, folder, n=2, classes=['class1'])
     before = files(folder)
     for settings, message in (
         ({'seed': 1}, r'\(seed 0, not 1\): choose another --output'),
@@ -102,49 +102,49 @@ def test_folders_of_something_else_are_refused(model, tmp_path):
         ({'n': 1}, 'num_images 2, not 1'),
     ):
         with pytest.raises(UserError, match=message):
-            generate(model, folder, **{'n': 2, 'classes': ['class1']} | settings)
+            write_samples(model, folder, **{'n': 2, 'classes': ['class1']} | settings)
     assert files(folder) == before
 
     record = folder / 'samples.json'
     record.write_text(json.dumps(json.loads(record.read_text()) | {'sha256': 'another'}))
     with pytest.raises(UserError, match='sha256 another, not '):
-        generate(model, folder, n=2, classes=['class1'])
+        write_samples(model, folder, n=2, classes=['class1'])
     record.write_text('{}')
     with pytest.raises(UserError, match=r'samples\.json cannot be read'):
-        generate(model, folder, n=2, classes=['class1'])
+        write_samples(model, folder, n=2, classes=['class1'])
     record.unlink()
     with pytest.raises(UserError, match=r'there is no samples\.json'):
-        generate(model, folder, n=2)
+        write_samples(model, folder, n=2)
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'cannot be written \(File exists\)'):
-        generate(model, (tmp_path / 'file'), n=2)
+        write_samples(model, (tmp_path / 'file'), n=2)
 
 
 def test_two_processes_do_not_write_to_one_folder(model, tmp_path):
     busy = pytest.raises(UserError, match=f'Another process is writing to {tmp_path}')
     with locked(tmp_path / '.lock'), busy:
-        generate(model, tmp_path, n=2)
-    generate(model, tmp_path, n=2)
+        write_samples(model, tmp_path, n=2)
+    write_samples(model, tmp_path, n=2)
 
 
 def test_mistakes_leave_nothing_behind(model, tmp_path):
     for settings in ({'n': 0}, {'truncation': 0.0}, {'seed': -1}, {'classes': ['9']}):
         with pytest.raises(UserError):
-            generate(model, tmp_path / 'folder', **settings)
+            write_samples(model, tmp_path / 'folder', **settings)
     assert files(tmp_path) == []
     with pytest.raises(UserError, match=r'ends in \.png'):
-        generate(model, tmp_path / 'folder', 'ranking')
-    with pytest.raises(UserError, match="no drawing 'maps': choose among samples, noise_inter"):
-        generate(model, tmp_path / 'maps.png', 'maps')
+        write_samples(model, tmp_path / 'folder', 'ranking')
+    with pytest.raises(UserError, match="no kind 'maps': choose samples, noise_inter"):
+        write_samples(model, tmp_path / 'maps.png', 'maps')
     with pytest.raises(UserError, match='3,000 images are too many'):
-        generate(model, tmp_path / 'all.png', n=3000)
+        write_samples(model, tmp_path / 'all.png', n=3000)
 
 
 # ---- Files. ------------------------------------------------------------------------------------
 
 
 def test_arrays(model, tmp_path):
-    generate(model, tmp_path / 'all.npz', classes=['1', '0'], n=70, seed=2, truncation=1.5)
+    write_samples(model, tmp_path / 'all.npz', classes=['1', '0'], n=70, seed=2, truncation=1.5)
     with np.load(tmp_path / 'all.npz') as arrays:
         expected = model.sample(['1', '0'], n=70, seed=2, truncation=1.5)
         np.testing.assert_array_equal(arrays['images'], expected)
@@ -153,24 +153,24 @@ def test_arrays(model, tmp_path):
 
 
 def test_a_grid_has_a_row_a_class(model, tmp_path):
-    generate(model, tmp_path / 'grid.png', n=6)
+    write_samples(model, tmp_path / 'grid.png', n=6)
     expected = model.sample(n=6)[[0, 3, 1, 4, 2, 5]]
     np.testing.assert_array_equal(read(tmp_path / 'grid.png'), image_grid(expected, 2))
-    generate(model, tmp_path / 'grid.png', n=7)
+    write_samples(model, tmp_path / 'grid.png', n=7)
     expected = image_grid(model.sample(n=7), 3)
     np.testing.assert_array_equal(read(tmp_path / 'grid.png'), expected)
 
 
 def test_ranking_begins_with_the_highest_logit(model, tmp_path):
-    generate(model, tmp_path / 'ranking.png', 'ranking', n=6)
+    write_samples(model, tmp_path / 'ranking.png', 'ranking', n=6)
     images = model.sample(n=6)
-    order = np.argsort(model.score(images, model.labels(n=6)))[::-1]
+    order = np.argsort(model.discriminate(images, model.labels(n=6)))[::-1]
     expected = image_grid(images[order], 3)
     np.testing.assert_array_equal(read(tmp_path / 'ranking.png'), expected)
 
 
 def test_interpolations_are_rows(model, tmp_path):
-    generate(model, tmp_path / 'noise.png', 'noise_interpolation', n=2)
+    write_samples(model, tmp_path / 'noise.png', 'noise_interpolation', n=2)
     assert read(tmp_path / 'noise.png').shape == (2 * 66 + 2, 8 * 66 + 2, 3)
-    generate(model, tmp_path / 'classes.png', 'class_interpolation', ['0', '2'], n=3)
+    write_samples(model, tmp_path / 'classes.png', 'class_interpolation', ['0', '2'], n=3)
     assert read(tmp_path / 'classes.png').shape == (3 * 66 + 2, 8 * 66 + 2, 3)

@@ -57,7 +57,7 @@ def test_chosen_classes_and_points(run):
     ('arguments', 'message'),
     [
         ((['maps'],), "no figure 'maps': choose among attention, curves"),
-        ((['classes'], ['cat']), "no class 'cat': give names such as class0 or numbers below 3"),
+        ((['classes'], ['cat']), "no class 'cat': give names such as class0 or indices below 3"),
         ((['classes'], ['3']), "no class '3'"),
         ((['attention'], [], [(3, 32)]), r'point \(3, 32\) lies outside the 32×32 pixels'),
     ],

@@ -127,7 +127,7 @@ def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
 @pytest.mark.parametrize(
     ('query', 'sentence'),
     [
-        ('class=99999', "There is no class '99999': give names such as class0 or numbers below 3."),
+        ('class=99999', "There is no class '99999': give names such as class0 or indices below 3."),
         ('class=../../etc/passwd', "There is no class '../../etc/passwd'"),
         ('class=<script>', "There is no class '<script>'"),
         ('seed=text', "seed='text' is not possible: take a whole number from 0 to 4294967295."),
