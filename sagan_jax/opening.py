@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from sagan_jax import data, models, sampling
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation import evaluate
+from sagan_jax.evaluation.evaluator import create_evaluator
 from sagan_jax.evaluation.protocol import Row
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
@@ -224,7 +224,7 @@ def _create_sampler(
 def _create_scorer(
     config: ml_collections.ConfigDict, signals: list[int]
 ) -> Callable[[int, TrainState], list[Row]]:
-    score = evaluate.create_evaluator(
+    score = create_evaluator(
         config,
         config.evaluation.training_samples,
         progress=False,

@@ -203,7 +203,7 @@ def by_rows(
     return on_devices(program, min(batch_size, len(rows[0])))(variables, [rows])
 
 
-def to_uint8(images: jax.Array) -> jax.Array:
+def to_uint8(images: jax.Array | np.ndarray) -> jax.Array:
     """Images in [-1, 1] as uint8, rounded to the nearest."""
     return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 

@@ -284,7 +284,7 @@ def test_an_interrupted_scoring_is_repeated_on_resuming(finished, tmp_path, monk
     # As it is when a signal comes while the last step is scored.
     path.unlink()
     (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines[:-1]))
-    create_evaluator = opening.evaluate.create_evaluator
+    create_evaluator = opening.create_evaluator
 
     def signalled(*args, **kwargs):
         score = create_evaluator(*args, **kwargs)
@@ -296,7 +296,7 @@ def test_an_interrupted_scoring_is_repeated_on_resuming(finished, tmp_path, monk
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(opening.evaluate, 'create_evaluator', signalled)
+        patch.setattr(opening, 'create_evaluator', signalled)
         with pytest.raises(SystemExit) as ended:
             train(config, workdir)
     assert ended.value.code == 143

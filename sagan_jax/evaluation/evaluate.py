@@ -1,33 +1,16 @@
-"""Scores checkpoints: sample → features → metrics, with the protocol attached to every number."""
+"""Scores checkpoints of a run, with the protocol attached to every number."""
 
-import dataclasses
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
-from tqdm import tqdm
 
-from sagan_jax import data, models
-from sagan_jax.configuration import checks
-from sagan_jax.errors import UserError
-from sagan_jax.evaluation import protocol, real_statistics
+from sagan_jax.evaluation import protocol
+from sagan_jax.evaluation.evaluator import create_evaluator
 from sagan_jax.evaluation.protocol import Row
-from sagan_jax.evaluation.real_statistics import Networks, Statistics
-from sagan_jax.metrics import scores
-from sagan_jax.metrics.comparison import Score, compare
-from sagan_jax.models import Variables
 from sagan_jax.run import checkpoints
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.sampling import create_draw, create_freeze
 from sagan_jax.state import state_shapes
-from sagan_jax.streams import Stream, stream_key
 from sagan_jax.system import distributed
-from sagan_jax.system.signals import Interrupted
-from sagan_jax.system.streaming import on_devices
 
 
 def evaluate(
@@ -63,186 +46,6 @@ def evaluate(
     return results
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluator:
-    """Scores generators of one configuration: `evaluator(step, variables) -> rows`.
-
-    Images are drawn and their features taken in one program over all devices, and only
-    features come back. Image i depends on the configuration's seed and i alone: neither the number
-    of devices nor `evaluation.batch_size` changes a score by more than rounding.
-
-    Attributes:
-      config, num_samples, pair_samples, intra_fid_samples, progress, stop: see `create_evaluator`.
-      source: the real images.
-      networks: which describe every image.
-      real: statistics of the real images.
-      real_features: their features float32 [N, d] and labels int32 [N], for intra FID.
-      freeze: see `sampling.create_freeze`.
-      stream: see `on_devices`, of numbers and labels, int32 [n, 2].
-      labels: of the generated images, int32 [num_samples].
-    """
-
-    config: ml_collections.ConfigDict
-    num_samples: int
-    pair_samples: int
-    intra_fid_samples: int
-    progress: bool
-    stop: Callable[[], Any]
-    source: data.Source
-    networks: Networks
-    real: Statistics
-    real_features: tuple[np.ndarray, np.ndarray] | None
-    freeze: Callable[[Variables], Variables]
-    stream: Callable
-    labels: np.ndarray
-
-    def __call__(self, step: int, variables: Variables) -> list[Row]:
-        """The scores of a generator.
-
-        Args:
-          step: goes into the rows.
-          variables: the generator's, see `TrainState.averaged`.
-
-        Raises:
-          Interrupted: once `stop` holds.
-        """
-        frozen = self.freeze(variables)
-        fake = self._statistics(frozen)
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f'warning        {message}')
-            found = self._scores(frozen, fake)
-        conditional = self.config.model.conditioning != 'none'
-        features, has_classes = self.networks.features.name, bool(self.networks.classifier)
-        return [
-            self._row(step, score)
-            for score in found
-            if protocol.is_meaningful(score.name, conditional, features, has_classes)
-        ]
-
-    def _fakes(
-        self, frozen: Variables, first: int, labels: np.ndarray, title: str, leave: bool = True
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """What the networks say of images `first`, `first` + 1, … with these labels."""
-        asked = np.stack([np.arange(first, first + len(labels)), labels], 1).astype(np.int32)
-        variables = {'generator': frozen, 'networks': self.networks.variables}
-        hidden = not (self.progress and distributed.is_first())
-        bar = tqdm(desc=title, total=len(labels), unit='img', leave=leave, disable=hidden)
-        with bar:
-            for part in self.stream(variables, [asked]):
-                yield part
-                bar.update(len(part['features']))
-                if self.stop():
-                    raise Interrupted
-
-    def _statistics(self, frozen: Variables) -> Statistics:
-        parts, splits = (
-            self._fakes(frozen, 0, self.labels, 'generated'),
-            self.config.evaluation.splits,
-        )
-        return real_statistics.gather(
-            parts, lambda: self.labels, self.num_samples, splits, self.pair_samples
-        )
-
-    def _scores(self, frozen: Variables, fake: Statistics) -> list[Score]:
-        real, seed = self.real.collected, self.config.seed
-        found = compare(real, fake.collected, seed)
-        if self.pair_samples:
-            some = fake.collected.features
-            value = scores.fid_infinity(real.moments, some, seed)
-            found.append(Score('fid_infinity', value, real.moments.count, len(some), {}))
-        if self.intra_fid_samples:
-            found.append(self._intra_fid(frozen))
-        counts = real.moments.count, self.num_samples
-        return found + [Score(name, value, *counts, {}) for name, value in fake.shares.items()]
-
-    def _intra_fid(self, frozen: Variables) -> Score:
-        """A class at a time, so that memory holds the generated features of one."""
-        per_class, n = {}, self.intra_fid_samples
-        real_features, real_labels = self.real_features
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter('always')
-            for label, name in enumerate(self.source.class_names):
-                first = self.num_samples + label * n
-                parts = self._fakes(frozen, first, np.full(n, label), name, leave=False)
-                fake = np.concatenate([part['features'] for part in parts])
-                per_class[name] = scores.fid(real_features[real_labels == label], fake)
-        if caught:
-            warnings.warn(f'intra FID, {len(caught)} classes: {caught[0].message}', stacklevel=2)
-        mean = float(np.mean(list(per_class.values())))
-        counts = len(real_features), n * len(per_class)
-        return Score('intra_fid', mean, *counts, {'per_class': per_class})
-
-    def _row(self, step: int, score: Score) -> Row:
-        networks, real = self.networks, self.real
-        network = networks.classifier if score.name == 'class_share' else networks.features
-        real_values = real.shares | {'is': scores.score_of_splits(real.collected.splits)[0]}
-        real_value = real_values.get(score.name)
-        return protocol.make_row(self.config, step, self.source, network, score, real_value)
-
-
-def create_evaluator(
-    config: ml_collections.ConfigDict,
-    num_samples: int,
-    pair_samples: int = 0,
-    intra_fid_samples: int = 0,
-    progress: bool = True,
-    stop: Callable[[], Any] = lambda: False,
-) -> Evaluator:
-    """Loads and compiles all that does not depend on a checkpoint.
-
-    Args:
-      config: see configuration/defaults.py.
-      num_samples: generated images.
-      pair_samples: features kept on either side for scores over pairs; 0 for FID, Inception Score
-        and the shares alone, which need memory for none.
-      intra_fid_samples: further images of each class, for intra FID; 0 for none.
-      progress: whether to show a bar while generating.
-      stop: asked between batches; once it holds, scoring ends with `Interrupted`.
-
-    Raises:
-      UserError: see `evaluate`.
-    """
-    settings = config.evaluation
-    source = data.load(config.dataset, settings.split)
-    _check_images(source, settings.splits, pair_samples)
-    trained = source if settings.split == 'train' else data.load(config.dataset, 'train')
-    networks = real_statistics.load_networks(config, trained)
-    distributed.check_agreement({'data': source.name, 'networks': networks.sha256})
-    batch_size, real_features = settings.batch_size, None
-    real = real_statistics.load_statistics(
-        source, networks, settings.splits, pair_samples, batch_size
-    )
-    if intra_fid_samples:
-        real_features = real_statistics.load_features(source, networks, batch_size)
-    key, classes = stream_key(config.seed, Stream.EVALUATION_LABELS), config.dataset.num_classes
-    return Evaluator(
-        config=config,
-        num_samples=num_samples,
-        pair_samples=pair_samples,
-        intra_fid_samples=intra_fid_samples,
-        progress=progress,
-        stop=stop,
-        source=source,
-        networks=networks,
-        real=real,
-        real_features=real_features,
-        freeze=create_freeze(config),
-        stream=_create_stream(config, networks),
-        labels=np.asarray(jax.random.randint(key, (num_samples,), 0, max(classes, 1))),
-    )
-
-
-def _create_stream(config: ml_collections.ConfigDict, networks: Networks) -> Callable:
-    """Draws images and describes them, in one program over all devices."""
-    settings, (generator, _) = config.evaluation, models.create(config)
-    draw = create_draw(generator, config.seed, config.model.z_dim, settings.round_to_uint8)
-
-    def draw_and_describe(variables, asked):
-        return networks.apply(variables['networks'], draw(variables['generator'], asked))
-
-    return on_devices(draw_and_describe, settings.batch_size, distributed.all_devices())
-
-
 def write(run: RunFolder, step: int, rows: list[Row]) -> Path:
     """Writes the scores of a step into the run's folder.
 
@@ -270,13 +73,3 @@ def is_best(
         return True
     low_is_good = settings.best in protocol.LOW_IS_GOOD
     return value(rows) < best if low_is_good else value(rows) > best
-
-
-def _check_images(source: data.Source, splits: int, pair_samples: int) -> None:
-    least = max(splits, checks.LEAST_PAIRS if pair_samples else 2)
-    if len(source) < least:
-        raise UserError(
-            f'The data set {source.name} has {len(source)} {source.split} pictures, but the scores '
-            f'need {least} or more: take another evaluation.split, fewer evaluation.splits, or '
-            'evaluation.pair_samples=0.'
-        )

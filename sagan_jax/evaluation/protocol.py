@@ -97,7 +97,10 @@ def row_name(score: str, num_samples: int, split: str, in_domain: bool) -> str:
 
 def score_of(name: str) -> str:
     """The score that a row's name speaks of: 'in_domain_fid10k_train' is 'fid'."""
-    return re.fullmatch(r'(?:in_domain_)?(\w+?)\d+k?(?:_train|_test)?', name)[1]
+    match = re.fullmatch(r'(?:in_domain_)?(\w+?)\d+k?(?:_train|_test)?', name)
+    if not match:
+        raise ValueError(f'{name} is not the name of a score')
+    return match[1]
 
 
 # ---- Rows. -------------------------------------------------------------------------------------
@@ -186,8 +189,9 @@ def describe(row: Row) -> str:
 
 def main_conditions(row: Row) -> str:
     """The main conditions of a score."""
+    how = identity(row)
     return '; '.join([
         f'{row["num_fake"]:,} samples',
         f'{row["num_real"]:,} pictures of {row["data"]} ({row["split"]})',
-        *(f'{key} {row[key]}' for key in _MAIN_CONDITIONS if key in row),
+        *(f'{key} {how[key]}' for key in _MAIN_CONDITIONS if key in how),
     ])  # fmt: skip

@@ -9,7 +9,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -84,18 +84,13 @@ def load_networks(config: ml_collections.ConfigDict, source: data.Source) -> Net
     Raises:
       UserError: for Inception weights that are unavailable.
     """
-    kind = config.evaluation.features
-    # Weights that are missing are told before a classifier is trained.
-    features = classifier = None
-    if kind == 'inception':
-        features = inception.network(config.evaluation.inception_weights)
-    if features is None or config.dataset.num_classes > 1:
+    colours, has_classes = config.dataset.name == 'shapes', config.dataset.num_classes > 1
+    if config.evaluation.features == 'in_domain':
         classifier = _classifier(config, source)
-    return Networks(
-        features=features or classifier,
-        classifier=classifier if config.dataset.num_classes > 1 else None,
-        colours=config.dataset.name == 'shapes',
-    )
+        return Networks(classifier, classifier if has_classes else None, colours)
+    # Before a classifier is trained: weights may be missing.
+    features = inception.network(config.evaluation.inception_weights)
+    return Networks(features, _classifier(config, source) if has_classes else None, colours)
 
 
 def load_statistics(
@@ -134,8 +129,9 @@ def load_features(
     """Features float32 [N, d] and labels int32 [N] of a whole split, cached likewise."""
 
     def compute():
+        labels: list[np.ndarray] = []
+        layer = networks.features.layer
         stream = on_devices(networks.features.apply, batch_size, distributed.all_devices())
-        labels, layer = [], networks.features.layer
         images = _noting(data.one_pass(source, batch_size), labels)
         parts = _progress(stream(networks.features.variables, images), len(source), layer)
         features = np.concatenate([part[layer] for part in parts])
@@ -156,7 +152,7 @@ def gather(
 
     `labels()` is asked for their classes, int32 [total], at the end.
     """
-    noted = {'guesses': [], 'agreements': [], 'hues': []}
+    noted: dict[str, list[np.ndarray]] = {'guesses': [], 'agreements': [], 'hues': []}
 
     def note():
         for part in parts:
@@ -176,33 +172,40 @@ def gather(
     return Statistics(collected, shares)
 
 
-def _gather_real(source, networks, splits, keep, batch_size) -> Statistics:
+def _gather_real(
+    source: data.Source, networks: Networks, splits: int, keep: int, batch_size: int
+) -> Statistics:
+    labels: list[np.ndarray] = []
     stream = on_devices(networks.apply, batch_size, distributed.all_devices())
-    labels, total = [], len(source)
+    total = len(source)
     images = _noting(data.one_pass(source, batch_size), labels)
     parts = _progress(stream(networks.variables, images), total, 'features')
     return gather(parts, lambda: np.concatenate(labels), total, splits, keep)
 
 
-def _noting(batches, labels: list) -> Iterator[np.ndarray]:
-    """The images of batches, whose labels go into the list."""
+def _noting(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], labels: list[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Yields the images of batches; appends their labels to the list."""
     for images, batch_labels in batches:
         labels.append(batch_labels)
         yield images
 
 
-def _bar(*args, **kwargs) -> tqdm:
+def _bar(*args: Any, **kwargs: Any) -> tqdm:
     return tqdm(*args, **kwargs, disable=not distributed.is_first())
 
 
-def _progress(parts, total: int, layer: str):
+def _progress(
+    parts: Iterable[dict[str, np.ndarray]], total: int, layer: str
+) -> Iterator[dict[str, np.ndarray]]:
     with _bar(desc='real pictures', total=total, unit='img') as bar:
         for part in parts:
             yield part
             bar.update(len(part[layer]))
 
 
-def _classifier(config, source: data.Source) -> FeatureNetwork:
+def _classifier(config: ml_collections.ConfigDict, source: data.Source) -> FeatureNetwork:
     """The in-domain classifier of a data set, trained on its training split if it is new."""
     classes = config.dataset.num_classes
     record = {
@@ -257,7 +260,8 @@ def _cached(
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = folder / 'sagan_jax' / f'{kind}_{key}.npz'
     stored = _stored(path, record)
-    if not distributed.vote(stored is None)():
+    is_missing_somewhere = distributed.vote(stored is None)()
+    if stored is not None and not is_missing_somewhere:
         return stored
     # Some process has no such file: all compute, as they must together, and each keeps its own.
     arrays = {name: np.asarray(value) for name, value in compute().items()}

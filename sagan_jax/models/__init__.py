@@ -83,6 +83,7 @@ def create_generator(
         'axis_name': axis_name,
         'dtype': jnp.dtype(config.dtype),
     }
+    module: nn.Module
     if model.architecture == 'dcgan':
         module = DCGANGenerator(widths, **norm)
     else:
@@ -107,6 +108,7 @@ def create_discriminator(
     arch = ARCHITECTURES[model.architecture][image_size]
     widths = tuple(width * model.discriminator_width for width in arch.discriminator)
     dtype = jnp.dtype(config.dtype)
+    module: nn.Module
     if model.architecture == 'dcgan':
         module = DCGANDiscriminator(widths, bn.decay, bn.epsilon, axis_name, dtype)
     else:
@@ -132,7 +134,7 @@ def count_parameters(variables: Variables) -> int:
 def _network(
     config: ml_collections.ConfigDict, module: nn.Module, inputs: tuple, normalised: bool
 ) -> Network:
-    """The functions of a module, for inputs of such shapes but for the first axis."""
+    """The functions of a module, initialised with `inputs` of a batch of one."""
     initialise, epsilon = _initialiser(config.model.initializer), config.spectral_norm.epsilon
 
     def init(key):

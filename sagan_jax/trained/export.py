@@ -3,7 +3,7 @@
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import ml_collections
@@ -47,7 +47,7 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
     labels = sampling.grid_classes(model.config.dataset.num_classes, _ROWS)
     images = model.sample_rows(labels, _COLUMNS)
     weights = flatten_dict(jax.tree.map(np.asarray, model.generator), sep='/')
-    scores = RunFolder(workdir).scores(model.step)
+    scores = cast(list[Row], RunFolder(workdir).scores(model.step))
     description = describe(model, scores)
     writers = {
         'generator.stablehlo': lambda path: path.write_bytes(program(model).serialize()),

@@ -100,10 +100,10 @@ class Model:
     def noise(self, n: int = 16, seed: int = 0, truncation: float | None = None) -> np.ndarray:
         """The z of `sample`'s images, float32 [n, z_dim]."""
         _check_count(n)
-        indices, (seed, truncation) = np.arange(n, dtype=np.int32), randomness(seed, truncation)
-        z_dim = self.config.model.z_dim
+        indices, z_dim = np.arange(n, dtype=np.int32), self.config.model.z_dim
+        drawn, threshold = randomness(seed, truncation)
         return np.asarray(
-            sampling.indexed_noise(seed, Stream.SAMPLE_NOISE, indices, z_dim, truncation)
+            sampling.indexed_noise(drawn, Stream.SAMPLE_NOISE, indices, z_dim, threshold)
         )
 
     def generate(self, z: np.ndarray, labels: np.ndarray) -> np.ndarray:

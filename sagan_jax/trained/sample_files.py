@@ -7,7 +7,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,15 @@ def write_samples(
 # ---- One picture. ------------------------------------------------------------------------------
 
 
-def _write_picture(model, path: Path, kind: str, classes, n, seed, truncation) -> None:
+def _write_picture(
+    model: Model,
+    path: Path,
+    kind: str,
+    classes: Sequence[str],
+    n: int,
+    seed: int,
+    truncation: float | None,
+) -> None:
     if n > _MAX_IN_A_GRID:
         raise UserError(
             f'{n:,} images are too many for one picture: give an --output that ends in .npz, or a '
@@ -129,7 +137,9 @@ def _write_picture(model, path: Path, kind: str, classes, n, seed, truncation) -
 # ---- Any number of images, in memory for a few batches. ----------------------------------------
 
 
-def _write_arrays(model, path: Path, classes, n, seed, truncation) -> None:
+def _write_arrays(
+    model: Model, path: Path, classes: Sequence[str], n: int, seed: int, truncation: float | None
+) -> None:
     labels, size = model.labels(classes, n), model.config.dataset.image_size
     header = {'descr': '|u1', 'fortran_order': False, 'shape': (n, size, size, 3)}
     stream = model.stream(np.arange(n), labels, seed, truncation)
@@ -144,7 +154,9 @@ def _write_arrays(model, path: Path, classes, n, seed, truncation) -> None:
                 np.lib.format.write_array(file, array)
 
 
-def _write_folder(model, folder: Path, classes, n, seed, truncation) -> None:
+def _write_folder(
+    model: Model, folder: Path, classes: Sequence[str], n: int, seed: int, truncation: float | None
+) -> None:
     labels = model.labels(classes, n)
     names = [''] * len(model.class_names)
     if model.config.model.conditioning != 'none':
@@ -173,7 +185,7 @@ def _write_folder(model, folder: Path, classes, n, seed, truncation) -> None:
             temporary.write_text(json.dumps(record, indent=2) + '\n')
 
         since, done = time.monotonic(), 0
-        under_way = collections.deque()  # batches that threads write, while devices draw the next
+        under_way: collections.deque[list[Future]] = collections.deque()  # batches being written
         with ThreadPoolExecutor() as pool, collected() as signals, _progress(len(missing)) as bar:
             for images in stream:
                 indices = missing[done : done + len(images)]

@@ -155,15 +155,14 @@ def _check_points(points: Sequence[tuple[int, int]], size: int) -> None:
 
 
 def _save(folder: Path, name: str, drawn: Figure | np.ndarray) -> list[Path]:
-    is_figure = isinstance(drawn, Figure)
-    paths = [
-        folder / f'{name}{suffix}' for suffix in (('.png', '.pdf') if is_figure else ('.png',))
-    ]
-    for path in paths:
-        if is_figure:
+    if isinstance(drawn, Figure):
+        paths = [folder / f'{name}.png', folder / f'{name}.pdf']
+        for path in paths:
             figures.save_figure(path, drawn)
-        else:
-            save_png(path, drawn)
+    else:
+        paths = [folder / f'{name}.png']
+        save_png(paths[0], drawn)
+    for path in paths:
         print(f'written        {path}')
     return paths
 
@@ -202,10 +201,10 @@ def _real_images(
 
 def _history(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The curves in metrics.jsonl: name → steps and values."""
-    curves = {}
+    found: dict[str, tuple[list[float], list[float]]] = {}
     for values in run.metrics():
         for name in values.keys() - {'step'}:
-            steps, ys = curves.setdefault(name, ([], []))
+            steps, ys = found.setdefault(name, ([], []))
             steps.append(values['step'])
             ys.append(values[name])
-    return {name: tuple(map(np.array, curves[name])) for name in sorted(curves)}
+    return {name: (np.array(steps), np.array(ys)) for name, (steps, ys) in sorted(found.items())}

@@ -10,7 +10,7 @@ import scipy.linalg
 
 from sagan_jax import data, metrics, models, sampling
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation import evaluate, protocol
+from sagan_jax.evaluation import evaluate, evaluator, protocol
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints
 from sagan_jax.run.folder import RunFolder
@@ -304,7 +304,7 @@ def test_what_cannot_be_scored_is_refused_at_once(folder, overrides, message):
     config.evaluation.update(overrides)
     settings = config.evaluation
     with pytest.raises(UserError, match=message):
-        evaluate.create_evaluator(config, settings.num_samples, settings.pair_samples)
+        evaluator.create_evaluator(config, settings.num_samples, settings.pair_samples)
 
 
 def test_damaged_scores_are_named(tmp_path):
@@ -319,7 +319,7 @@ def test_an_interrupted_evaluation_leaves_nothing(run, monkeypatch):
     config, workdir = run
     before = {path: path.read_bytes() for path in (workdir / 'evaluation').iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, 'compare', lambda *_: 1 / 0)
+        patch.setattr(evaluator, 'compare', lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             evaluate.evaluate(config, workdir)
     assert before == {path: path.read_bytes() for path in (workdir / 'evaluation').iterdir()}
