@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from sagan_jax import data, models, sampling
+from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.evaluator import create_evaluator
 from sagan_jax.evaluation.protocol import Row
@@ -93,14 +94,10 @@ def open_run(
     """
     # Refuse early what cannot work, before anything is written.
     _check_processes(config)
-    train_step: Callable = create_train_step(config)  # compiled on its first call
+    checks.check_batch(config, jax.device_count())
     distributed.on_first(lambda: _check_workdir(folder, config))
     source, record = _load_data(config, folder)
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
-    create_batches: Callable = data.batches
-    if config.dataset.on_device:
-        train_step = create_gathering_train_step(config, data.all_examples(source))
-        create_batches = data.index_batches
     fresh = create_state(config)
     _describe(config, source, summary, fresh)
     signals: list[int] = []
@@ -112,18 +109,12 @@ def open_run(
     distributed.on_first(lambda: _write_configuration(folder, config, record))
     log = RunLog(folder, step) if distributed.is_first() else SilentLog()
     classes = sampling.grid_classes(config.dataset.num_classes)
+    train_step, batches = _create_step(config, source, step)
     run = Run(
         config=config,
         folder=folder,
         train_step=train_step,
-        batches=create_batches(
-            source,
-            config.seed,
-            images_per_step(config) * config.steps_per_call,
-            start=step // config.steps_per_call,
-            stop=config.num_train_steps // config.steps_per_call,
-            rows=local_rows(config),
-        ),
+        batches=batches,
         reals=_cells_of_reals(summary, classes),
         sample=_create_sampler(config, classes),
         score=score,
@@ -204,7 +195,7 @@ def _restore_or_begin(
     return restored
 
 
-# ---- What is drawn and scored. -----------------------------------------------------------------
+# ---- What is trained, drawn and scored. -------------------------------------------------------
 
 
 def _create_sampler(
@@ -231,6 +222,27 @@ def _create_scorer(
         stop=lambda: distributed.vote(bool(signals))(),
     )
     return lambda step, state: score(step, single_copy(state).averaged)
+
+
+def _create_step(
+    config: ml_collections.ConfigDict, source: data.Source, step: int
+) -> tuple[Callable, Iterator[tuple[np.ndarray, ...]]]:
+    """The training step, compiled on its first call, and its batches from `step` on."""
+    train_step: Callable
+    batches: Callable
+    if config.dataset.on_device:
+        train_step = create_gathering_train_step(config, data.all_examples(source))
+        batches = data.index_batches
+    else:
+        train_step, batches = create_train_step(config), data.batches
+    return train_step, batches(
+        source,
+        config.seed,
+        images_per_step(config) * config.steps_per_call,
+        start=step // config.steps_per_call,
+        stop=config.num_train_steps // config.steps_per_call,
+        rows=local_rows(config),
+    )
 
 
 def _cells_of_reals(summary: data.Summary, classes: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ SAGAN_JAX = {
     'trained': 'configuration streams system images figures models metrics run sampling state '
     'evaluation',
     'viewing': 'system images figures data run sampling evaluation trained',
-    'opening': 'system models data run sampling state train_step evaluation',
+    'opening': 'configuration system models data run sampling state train_step evaluation',
     'train': 'configuration system images run sampling state evaluation viewing opening',
     'main': 'configuration system run evaluation trained viewing train',
     '__init__': 'trained',  # sagan_jax.load

@@ -83,7 +83,7 @@ def finished(pictures, tmp_path_factory):
             original = getattr(ml_collections.ConfigDict, method)
             patch.setattr(ml_collections.ConfigDict, method, recording(original))
         patch.setattr(in_domain, 'STEPS', 10)
-        train(config, workdir, profile=(2, 3))
+        train(config, workdir)
         evaluate(config, workdir)
         config.evaluation.update({'features': 'inception', 'inception_weights': '/nowhere.pb'})
         with pytest.raises(UserError, match='nowhere'):
@@ -111,7 +111,7 @@ def test_files_of_a_finished_run(finished):
     config, workdir, _ = finished
     assert {path.name for path in workdir.iterdir()} == {
         'config.json', 'metrics.jsonl', 'tensorboard', 'samples', 'checkpoints',
-        'evaluation', 'best', 'report.html', 'profile',
+        'evaluation', 'best', 'report.html',
     }  # fmt: skip
     record = json.loads((workdir / 'config.json').read_text())
     assert record['config'] == json.loads(config.to_json())
@@ -124,9 +124,6 @@ def test_files_of_a_finished_run(finished):
         with Image.open(workdir / 'samples' / name) as image:
             assert image.size == (10 * 66 + 2, 3 * 66 + 2)  # ten columns, a row a class
     assert list((workdir / 'tensorboard').glob('events*'))
-
-    (trace,) = (workdir / 'profile').rglob('*.xplane.pb')
-    assert b'train' in trace.read_bytes()  # the steps are annotated
 
     metrics = read_metrics(workdir)
     assert [line['step'] for line in metrics] == [1, 2, 3, 4, 5, 5]  # the last holds scores
