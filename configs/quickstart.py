@@ -4,7 +4,7 @@
 
 Each image shows two copies of its class's shape, far apart and of the same colour. Shapes match
 their classes after about 1,500 steps, and the two colours agree after about 2,500, when the rates
-are already falling. docs/scores.md has the scores of eight seeds and how the recipe was found.
+are already falling. docs/scores.md has the scores of several seeds and how the recipe was found.
 """
 
 import ml_collections

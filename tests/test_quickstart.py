@@ -1,4 +1,4 @@
-"""The quickstart learns what it promises, whatever the seed."""
+"""The quickstart learns what the README promises, over three seeds."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.thorough
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_the_quickstart_ends_well(seed, tmp_path):
-    """Bounds on the scores of the last step, in which docs/scores.md has room to spare."""
+    """The bounds are wider than the scores that docs/scores.md has for these seeds."""
     command = [sys.executable, '-m', 'sagan_jax.main', '--config', 'configs/quickstart.py']
     command += ['--workdir', str(tmp_path), f'--config.seed={seed}']
     subprocess.run(command, cwd=ROOT, check=True)
