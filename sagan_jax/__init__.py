@@ -4,13 +4,19 @@ model = sagan_jax.load('runs/quickstart')
 images = model.sample(classes=['star'], n=8, seed=0)  # uint8 [8, 32, 32, 3]
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sagan_jax.trained.model import Model
 
 __version__ = '0.1.0'
 
 
-def load(workdir: str | os.PathLike, checkpoint: str | int = 'newest'):
-    """The model of a run's checkpoint: 'newest', 'best' or a step; see `trained.model.load`."""
-    from sagan_jax.trained import model  # JAX is not imported before it is needed
+def load(workdir: str | os.PathLike, checkpoint: str | int = 'newest') -> Model:
+    """Loads the model of a checkpoint: 'newest', 'best' or a step. See `trained.model.load`."""
+    from sagan_jax.trained import model  # imports JAX, which takes seconds
 
     return model.load(workdir, checkpoint)

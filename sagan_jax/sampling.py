@@ -1,4 +1,4 @@
-"""A trained generator, frozen, and the images that it draws."""
+"""Freezes a trained generator and draws its images."""
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import traverse_util
+from jax.typing import ArrayLike
 
 from sagan_jax import models, spectral_norm
 from sagan_jax.errors import UserError
@@ -17,23 +18,23 @@ from sagan_jax.models import Network, Variables
 from sagan_jax.streams import Stream, draw_noise, stream_key
 from sagan_jax.system.streaming import on_devices
 
-GRID_ROWS, GRID_COLUMNS = 10, 10  # of a run's sample grids, at most
+GRID_ROWS, GRID_COLUMNS = 10, 10  # of a run's sample grids; fewer rows for fewer classes
 
 # ---- A frozen generator. -----------------------------------------------------------------------
 
 
 def create_freeze(config: ml_collections.ConfigDict) -> Callable[[Variables], Variables]:
-    """Builds `freeze(variables) -> frozen`, which fixes a generator permanently.
+    """Builds `freeze(variables) -> frozen`, which makes a generator ready for evaluation.
 
-    σ is iterated to convergence and folded into the weights. Batch statistics are the running
-    averages, or, with `batch_norm.standing_batches`, the mean moments of that many fresh batches
-    (BigGAN's standing statistics): averaged parameters need their own.
+    It iterates σ to convergence and divides the weights by it. Batch statistics stay the running
+    averages. If `batch_norm.standing_batches` is n > 0, they become the mean moments of n new
+    batches (the standing statistics of BigGAN), because averaged parameters need their own.
 
-    `variables` is a generator's, see `models.Network`, or the averaged one's, see
+    `variables` are those of a generator, see `models.Network`, or of the averaged generator, see
     `TrainState.averaged`. `frozen` are weights for `Network.apply`.
     """
     epsilon, batches = config.spectral_norm.epsilon, config.batch_norm.standing_batches
-    # Its running averages after a pass are the moments of that batch.
+    # With momentum 0, the running averages after a pass are the moments of that batch.
     generator = models.create_generator(config, momentum=0.0)
 
     @jax.jit
@@ -61,10 +62,17 @@ def create_freeze(config: ml_collections.ConfigDict) -> Callable[[Variables], Va
 def mix_classes(
     config: ml_collections.ConfigDict, frozen: Variables, mixtures: np.ndarray
 ) -> tuple[Network, Variables]:
-    """A generator whose classes are mixtures of those of a frozen one, and its frozen weights.
+    """Creates a generator of k classes, each a mixture of the classes of a frozen generator.
 
-    `mixtures` is float32 [k, classes], the share of each class in each new one. The gains and
-    biases of conditional batch norm are mixed linearly (Dumoulin et al. 2017).
+    The gains and biases of conditional batch norm are mixed linearly (Dumoulin et al. 2017).
+
+    Args:
+      config: of the frozen generator.
+      frozen: see `create_freeze`.
+      mixtures: float32 [k, classes], the share of each class in each mixture.
+
+    Returns:
+      The generator and its frozen weights.
     """
     flat = traverse_util.flatten_dict(frozen['params'])
     for path, table in flat.items():
@@ -78,7 +86,7 @@ def mix_classes(
 
 
 class Randomness(NamedTuple):
-    """What an image depends on beside its number and its class, see `indexed_noise`."""
+    """What an image depends on besides its index and its class. See `indexed_noise`."""
 
     seed: int | np.uint32
     truncation: np.float32 | None = None
@@ -86,22 +94,22 @@ class Randomness(NamedTuple):
 
 @partial(jax.jit, static_argnames=('stream', 'z_dim'))
 def indexed_noise(
-    seed: int | jax.Array,
+    seed: ArrayLike,
     stream: Stream,
-    indices: jax.Array,
+    indices: ArrayLike,
     z_dim: int,
-    truncation: float | jax.Array | None = None,
+    truncation: ArrayLike | None = None,
 ) -> jax.Array:
-    """z of images that have indices: float32 [n, z_dim], each a function of its own number alone.
+    """Draws z float32 [n, z_dim] for images by index. Each z depends on its own index only.
 
     Args:
       seed: see `streams`.
       stream: `EVALUATION_NOISE` for images that are scored, `SAMPLE_NOISE` for all others.
       indices: int32 [n].
       z_dim: length of each z.
-      truncation: a threshold t: standard normal numbers beyond ±t are drawn again until they are
-        within (the truncation trick of BigGAN, Brock et al. 2019, section 3.1), and none is
-        rescaled. None for all of the normal distribution.
+      truncation: a threshold t. Entries of z beyond ±t are resampled until they are within, and
+        not rescaled (the truncation trick of BigGAN, Brock et al. 2019, section 3.1). None for no
+        threshold.
     """
 
     def z(index):
@@ -114,10 +122,10 @@ def indexed_noise(
 
 
 def slerp(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
-    """Paths from each z to another: float32 [n, z_dim] twice → [n, steps, z_dim].
+    """Interpolates spherically between pairs of z: float32 [n, z_dim] twice → [n, steps, z_dim].
 
-    Along the great circle between them (White 2016, 'Sampling Generative Networks'), since on the
-    straight line z becomes shorter than any that a generator is trained on.
+    Each path follows the great circle (White 2016, 'Sampling Generative Networks'). On a straight
+    line, z would become shorter than any z of the training.
     """
     cosine = (start * end).sum(1) / np.linalg.norm(start, axis=1) / np.linalg.norm(end, axis=1)
     angle = np.arccos(np.clip(cosine, -1, 1))[:, None, None]  # [n, 1, 1]
@@ -132,11 +140,11 @@ Sample = Callable[[Variables, np.ndarray, np.ndarray, Randomness], Iterator[np.n
 
 
 def create_sample(generator: Network, z_dim: int, batch_size: int) -> Sample:
-    """Builds `sample(frozen, indices, labels, randomness) -> images`, on all local devices.
+    """Builds `sample(frozen, indices, labels, randomness)`, which runs on all local devices.
 
-    `frozen` comes from `create_freeze`, indices and labels are integers [n]. The images come
-    batch by batch, `batch_size` at a time: uint8 [b, S, S, 3], rounded to the nearest. Image i is
-    a function of the randomness, of i and of its label alone, up to rounding.
+    `frozen` comes from `create_freeze`; indices and labels are integers [n]. `sample` yields
+    batches of at most `batch_size` images, uint8 [b, S, S, 3]. Up to rounding, an image depends
+    only on the randomness, its index and its label.
     """
 
     def draw(variables, rows):
@@ -155,17 +163,19 @@ def create_sample(generator: Network, z_dim: int, batch_size: int) -> Sample:
 def sample_rows(
     sample: Sample, frozen: Variables, classes: np.ndarray, columns: int, seed: int
 ) -> np.ndarray:
-    """Images of a seed in rows, one class per row: uint8 [rows · columns, S, S, 3].
+    """Draws the images 0 … n - 1 of a seed in rows, one class per row.
 
-    They are images 0 … n - 1, whose classes are taken in turn: column c of row r shows image
-    c · rows + r.
+    Column c of row r shows image c · rows + r.
 
     Args:
       sample: see `create_sample`.
       frozen: see `create_freeze`.
       classes: the label of each row, integers [rows].
-      columns: images of each class.
+      columns: images per class.
       seed: from 0 to 2³² - 1.
+
+    Returns:
+      uint8 [rows · columns, S, S, 3], row by row.
     """
     labels = np.tile(classes, columns)
     images = sample(frozen, np.arange(len(labels)), labels, Randomness(np.uint32(seed)))
@@ -173,7 +183,7 @@ def sample_rows(
 
 
 def in_rows(images: np.ndarray, rows: int) -> np.ndarray:
-    """Images whose classes are taken in turn, one class per row: [c · rows, …] → [rows · c, …]."""
+    """Reorders images [c · rows, …], whose classes cycle, to one class per row: [rows · c, …]."""
     columns = len(images) // rows
     return images.reshape(columns, rows, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape)
 
@@ -181,16 +191,16 @@ def in_rows(images: np.ndarray, rows: int) -> np.ndarray:
 def create_draw(
     generator: Network, seed: int, z_dim: int, round_to_uint8: bool
 ) -> Callable[[Variables, jax.Array], jax.Array]:
-    """Builds `draw(frozen, asked) -> images`, a pure function that draws images to be scored.
+    """Builds `draw(frozen, rows) -> images`, a pure function that draws images for the scores.
 
-    `asked` int32 [n, 2] holds a number and a label for each image: image i of a run is a function
-    of its seed, of i and of the label alone. The images are [n, S, S, 3] from 0 to 255, uint8 or,
-    without `round_to_uint8`, the generator's floats.
+    `rows` int32 [n, 2] holds an index and a label for each image, and an image depends only on
+    these two and on the seed. The images are [n, S, S, 3] from 0 to 255, as uint8 if
+    `round_to_uint8` holds and otherwise as float32.
     """
 
-    def draw(frozen, asked):
-        z = indexed_noise(seed, Stream.EVALUATION_NOISE, asked[:, 0], z_dim)
-        images, _ = generator.apply(frozen, z, asked[:, 1], train=False)
+    def draw(frozen, rows):
+        z = indexed_noise(seed, Stream.EVALUATION_NOISE, rows[:, 0], z_dim)
+        images, _ = generator.apply(frozen, z, rows[:, 1], train=False)
         return to_uint8(images) if round_to_uint8 else (images + 1) * 127.5
 
     return draw
@@ -199,12 +209,12 @@ def create_draw(
 def by_rows(
     program: Callable[[Any, Any], jax.Array], batch_size: int, variables: Any, *rows: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """`program(variables, rows)` on all local devices, batch by batch, see `on_devices`."""
+    """Runs `program(variables, rows)` on all local devices, batch by batch, see `on_devices`."""
     return on_devices(program, min(batch_size, len(rows[0])))(variables, [rows])
 
 
-def to_uint8(images: jax.Array | np.ndarray) -> jax.Array:
-    """Images in [-1, 1] as uint8, rounded to the nearest."""
+def to_uint8(images: ArrayLike) -> jax.Array:
+    """Images in [-1, 1] as uint8, rounded to nearest."""
     return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 
 
@@ -212,30 +222,32 @@ def to_uint8(images: jax.Array | np.ndarray) -> jax.Array:
 
 
 def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> np.ndarray:
-    """Classes by name or by number as labels, int32 [k]; a name goes before a number.
+    """The indices of classes that are given by name or by index: int32 [k].
+
+    A name takes precedence over an index.
 
     Raises:
-      UserError: for a class that does not exist, with names that are close to what was given.
+      UserError: if a class does not exist. The message suggests similar names.
     """
     found = []
     for given in map(str, classes):
-        number = int(given) if given.isdecimal() else -1
+        index = int(given) if given.isdecimal() else -1
         if given in class_names:
-            number = class_names.index(given)
-        if not 0 <= number < len(class_names):
+            index = class_names.index(given)
+        if not 0 <= index < len(class_names):
             close = difflib.get_close_matches(given, class_names) or class_names[:1]
             raise UserError(
                 f'There is no class {given!r}: give names such as {", ".join(close)} or indices '
                 f'below {len(class_names)}.'
             )
-        found.append(number)
+        found.append(index)
     return np.array(found, np.int32)
 
 
 def grid_classes(num_classes: int, rows: int = GRID_ROWS) -> np.ndarray:
     """The labels of the rows of a sample grid, int32 [at most `rows`].
 
-    All classes, or `rows` of them that lie evenly among all.
+    If there are more classes than rows, the labels are evenly spaced.
     """
     classes = max(num_classes, 1)
     return np.linspace(0, classes - 1, min(rows, classes)).round().astype(np.int32)

@@ -1,1 +1,1 @@
-"""From a checkpoint to scores: their protocol, statistics of real images, neighbours."""
+"""Scores of a checkpoint with their protocol, statistics of real images, nearest neighbours."""

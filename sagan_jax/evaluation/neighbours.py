@@ -1,4 +1,4 @@
-"""The training pictures that are nearest to generated images, to see that none was memorised."""
+"""Finds the training images nearest to generated images, to show whether any was memorised."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from sagan_jax.system.streaming import on_devices
 
 
 class Neighbours(NamedTuple):
-    """What lies nearest in feature space, nearest first.
+    """The nearest training images in feature space, nearest first.
 
     Attributes:
-      images: uint8 [n, k, S, S, 3], of the training split.
+      images: uint8 [n, k, S, S, 3].
       distances: Euclidean, float32 [n, k].
-      among_images: the same distance from as many training pictures to the nearest other one
-        each, float32 [n]: what is normal for two pictures that are not copies.
+      among_images: for comparison, the distance from each of n training images to the nearest
+        other training image, float32 [n].
     """
 
     images: np.ndarray
@@ -26,15 +26,15 @@ class Neighbours(NamedTuple):
 
 
 def nearest_images(config: ml_collections.ConfigDict, images: np.ndarray, k: int) -> Neighbours:
-    """The k training pictures nearest to each image, by the features that `config` scores with.
+    """Finds the k training images nearest to each image, in the feature space of the scores.
 
     Args:
-      config: the run's; of `evaluation`, features and batch_size are read.
+      config: the run's configuration.
       images: uint8 [n, S, S, 3].
-      k: neighbours for each.
+      k: neighbours of each image.
 
     Raises:
-      UserError: if the data or the features' weights cannot be had.
+      UserError: if the training data or the weights of the feature network are unavailable.
     """
     source = data.load(config.dataset, 'train')
     networks = real_statistics.load_networks(config, source)
@@ -45,16 +45,16 @@ def nearest_images(config: ml_collections.ConfigDict, images: np.ndarray, k: int
 
     squares = np.einsum('nd,nd->n', real, real)
     rows, distances = _nearest(real, squares, fake, k)
-    nearest = [[source.examples[row]['image'] for row in some] for some in rows]
+    nearest = [[source.examples[row]['image'] for row in neighbours] for neighbours in rows]
     chosen = np.random.default_rng(0).permutation(len(real))[: len(images)]
-    _, among = _nearest(real, squares, real[chosen], 2)  # one of the two is the picture itself
+    _, among = _nearest(real, squares, real[chosen], 2)  # one of the two is the image itself
     return Neighbours(np.array(nearest), distances, among.max(1))
 
 
 def _nearest(
     real: np.ndarray, squares: np.ndarray, points: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `real` [N, d] nearest to each point [n, d], and their distances, both [n, k]."""
-    # Of |r - p|² the part that depends on r, so that no copy of `real` is made.
+    """The rows of `real` [N, d] nearest to each point [n, d], and their distances, both [n, k]."""
+    # |r - p|² without |p|², which does not depend on r. Needs no copy of `real`.
     rows = np.stack([np.argsort(squares - 2 * real @ point)[:k] for point in points])
     return rows, np.linalg.norm(real[rows] - points[:, None], axis=-1)

@@ -1,4 +1,4 @@
-"""Networks as pairs of pure functions over explicit collections of variables."""
+"""The two networks as pure functions of explicit collections of variables."""
 
 import math
 from collections.abc import Callable
@@ -25,19 +25,19 @@ class Network(NamedTuple):
     """A network as pure functions.
 
     Attributes:
-      init: `init(key) -> variables`, `{'params', 'batch_stats', 'spectral_stats'}`; the last is
-        empty where the configuration does not normalise this network.
+      init: `init(key) -> variables`, `{'params', 'batch_stats', 'spectral_stats'}`.
+        `spectral_stats` is empty if the configuration does not normalise this network.
       normalise: `normalise(variables) -> (weights, spectral_stats)`, see `spectral_norm.normalise`.
         `weights` are `{'params', 'batch_stats'}` with normalised parameters.
-      apply: `apply(weights, *inputs, train) -> (outputs, batch_stats)`. The generator takes z
-        float32 [B, z_dim] and labels int32 [B] and gives images float32 [B, S, S, 3] in [-1, 1];
-        the discriminator takes such images and labels and gives logits float32 [B], with the
-        conditioning 'acgan' beside the class logits float32 [B, classes]; with 'projection' it
-        takes K labels for each image too, int32 [B, K], and gives logits [B, K]. `batch_stats`
-        are as they are after the pass, which changes them with `train=True` only. Raises
-        ValueError for anything but weights.
-      attention: `attention(weights, *inputs) -> {resolution: float32 [B, N, M]}`, in order: what
-        each of N positions of a feature map takes from each of M keys, all frozen.
+      apply: `apply(weights, *inputs, train) -> (outputs, batch_stats)`. The generator maps z
+        float32 [B, z_dim] and labels int32 [B] to images float32 [B, S, S, 3] in [-1, 1]. The
+        discriminator maps such images and labels to logits float32 [B]. With the conditioning
+        'acgan' it returns a pair, these logits and class logits float32 [B, classes]. With
+        'projection' it also accepts K labels per image, int32 [B, K], and returns logits [B, K].
+        Only `train=True` updates `batch_stats`. Raises ValueError if `weights` are not normalised.
+      attention: `attention(weights, *inputs) -> {resolution: float32 [B, N, M]}`, in the order of
+        the layers: the attention of each of N positions of a feature map to each of M keys, as
+        with `train=False`.
     """
 
     init: Callable[[jax.Array], Variables]
@@ -49,12 +49,12 @@ class Network(NamedTuple):
 def create(
     config: ml_collections.ConfigDict, axis_name: str | None = None
 ) -> tuple[Network, Network]:
-    """The generator and the discriminator that a configuration describes.
+    """Creates the generator and the discriminator of a configuration.
 
     Args:
-      config: see configuration/defaults.py; one that `checks.check` accepts.
-      axis_name: the mapped axis over whose replicas batch moments are taken; None for one device
-        on its own.
+      config: see configuration/defaults.py. `checks.check` must accept it.
+      axis_name: the mapped axis of the replicas that share batch moments. None for the moments of
+        one device.
     """
     return create_generator(config, axis_name), create_discriminator(config, axis_name)
 
@@ -65,14 +65,13 @@ def create_generator(
     num_classes: int | None = None,
     momentum: float | None = None,
 ) -> Network:
-    """The generator that a configuration describes.
+    """Creates the generator of a configuration.
 
     Args:
       config, axis_name: see `create`.
-      num_classes: rows of the tables of a conditional generator; by default those of the
-        configuration.
-      momentum: of all running averages of batch moments; by default those of the configuration.
-        With 0 the averages after a pass are the moments of that batch.
+      num_classes: rows in the tables of a conditional generator. The configuration's by default.
+      momentum: of all running averages of batch moments. The configuration's by default. With 0,
+        the averages after a pass are the moments of that batch.
     """
     model, bn = config.model, config.batch_norm
     arch = ARCHITECTURES[model.architecture][config.dataset.image_size]
@@ -103,7 +102,7 @@ def create_generator(
 def create_discriminator(
     config: ml_collections.ConfigDict, axis_name: str | None = None
 ) -> Network:
-    """The discriminator that a configuration describes; for arguments see `create`."""
+    """Creates the discriminator of a configuration. See `create` for the arguments."""
     model, bn, image_size = config.model, config.batch_norm, config.dataset.image_size
     arch = ARCHITECTURES[model.architecture][image_size]
     widths = tuple(width * model.discriminator_width for width in arch.discriminator)
@@ -127,7 +126,7 @@ def create_discriminator(
 
 
 def count_parameters(variables: Variables) -> int:
-    """How many trainable numbers there are; works on the shapes from `jax.eval_shape` too."""
+    """Counts the trainable parameters. Also accepts the shapes that `jax.eval_shape` returns."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
@@ -169,12 +168,15 @@ def _network(
 
 
 def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
-    """`initialise(key, params) -> params`; the layers themselves draw Xavier uniform weights."""
+    """Builds `initialise(key, params) -> params`, which draws kernels and embeddings.
+
+    It keeps 'xavier_uniform' parameters, because the layers draw these themselves.
+    """
     if name == 'xavier_uniform':
         return lambda key, params: params
     initialisers = {
         'orthogonal': nn.initializers.orthogonal(),
-        # Drawn flat, for the reason given at `layers.xavier_uniform`.
+        # Drawn flat, see `layers.xavier_uniform` for the reason.
         'normal': lambda key, shape: (
             0.02 * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
         ),
@@ -191,7 +193,7 @@ def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
 
 
 def _attention_block(model: ml_collections.ConfigDict, dtype: jnp.dtype) -> Callable:
-    """`attention_block(name=…)` makes what stands where the configuration asks for attention."""
+    """Builds `attention_block(name=…)`, which creates the layer at attention resolutions."""
     if model.attention_block == 'residual':
         return partial(ResidualBlock, dtype)
     return partial(

@@ -1,1 +1,1 @@
-"""A trained model in use: sampling, samples as files, export."""
+"""Using a trained model: sampling, sample files, export."""

@@ -1,4 +1,4 @@
-"""What a trained model runs, compiled once for all models of a run."""
+"""The compiled functions of a trained model, shared by all models of a run."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from sagan_jax.streams import Stream
 
 
 class Programs(NamedTuple):
-    """Functions of the variables of a model; the first three yield results batch by batch.
+    """Functions of the variables of a model. All but `attention` yield results batch by batch.
 
     Attributes:
       sample: see `sampling.create_sample`.
       generate: `generate(frozen, z, labels)` yields float32 images [b, S, S, 3] in [-1, 1].
-      discriminate: `discriminate(variables, images, labels)` yields logits float32 [b] of uint8
-        images; `variables` are the discriminator's.
+      discriminate: `discriminate(variables, images, labels)` yields logits float32 [b] for uint8
+        images. `variables` are those of the discriminator.
       attention: `attention(frozen, randomness, index, label, query) -> {resolution: float32 [M]}`,
         see `Model.attention`; `index` and `label` are int32 [1], `query` is float32 [2].
     """
@@ -34,7 +34,7 @@ class Programs(NamedTuple):
 def create_programs(
     config: ml_collections.ConfigDict, generator: Network, discriminator: Network
 ) -> Programs:
-    """The programs of a run's models, all but the last on all local devices."""
+    """Creates the programs of a run's models. All but `attention` use all local devices."""
     z_dim, batch_size = config.model.z_dim, config.evaluation.batch_size
     with_classes = config.model.conditioning == 'acgan'
 
