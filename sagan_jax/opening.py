@@ -16,9 +16,8 @@ from sagan_jax import data, models, sampling
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.evaluator import create_evaluator
-from sagan_jax.evaluation.protocol import Row
 from sagan_jax.run import checkpoints, provenance
-from sagan_jax.run.folder import RunFolder
+from sagan_jax.run.folder import Row, RunFolder
 from sagan_jax.run.logs import RunLog, SilentLog, Stopwatch
 from sagan_jax.run.profiling import Profile
 from sagan_jax.state import TrainState, create_state

@@ -98,7 +98,7 @@ def indexed_noise(
     stream: Stream,
     indices: ArrayLike,
     z_dim: int,
-    truncation: ArrayLike | None = None,
+    truncation: jax.Array | np.floating | float | None = None,
 ) -> jax.Array:
     """Draws z float32 [n, z_dim] for images by index. Each z depends on its own index only.
 

@@ -12,6 +12,7 @@ from launch.sweep import runs
 from launch.sweep.runs import Run, State
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.protocol import apart_from_counts, conditions, score_of
+from sagan_jax.run.folder import Row
 from sagan_jax.viewing import protocols
 
 MAIN_SCORES = ('fid', 'is', 'intra_fid', 'class_share', 'colour_agreement')
@@ -28,7 +29,7 @@ class Result(NamedTuple):
     run: Run
     state: State
     config: dict[str, Any] | None
-    rows: dict[int, list[dict[str, Any]]]
+    rows: dict[int, list[Row]]
 
 
 class Column(NamedTuple):
@@ -148,7 +149,7 @@ def seconds_of_training(result: Result) -> float:
     return seconds
 
 
-def _order(row: dict[str, Any]) -> tuple:
+def _order(row: Row) -> tuple:
     score = score_of(row['name'])
     rank = MAIN_SCORES.index(score) if score in MAIN_SCORES else len(MAIN_SCORES)
     return rank, -row['num_fake'], row['name'], json.dumps(conditions(row), sort_keys=True)

@@ -6,9 +6,8 @@ import ml_collections
 
 from sagan_jax.evaluation import protocol
 from sagan_jax.evaluation.evaluator import create_evaluator
-from sagan_jax.evaluation.protocol import Row
 from sagan_jax.run import checkpoints
-from sagan_jax.run.folder import RunFolder
+from sagan_jax.run.folder import Row, RunFolder
 from sagan_jax.state import state_shapes
 from sagan_jax.system import distributed
 

@@ -14,11 +14,11 @@ from sagan_jax import data, models
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import protocol, real_statistics
-from sagan_jax.evaluation.protocol import Row
 from sagan_jax.evaluation.real_statistics import Networks, Statistics
 from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score, compare
 from sagan_jax.models import Variables
+from sagan_jax.run.folder import Row
 from sagan_jax.sampling import create_draw, create_freeze
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.system import distributed
@@ -113,16 +113,16 @@ class Evaluator:
             some = fake.collected.features
             value = scores.fid_infinity(real.moments, some, seed)
             found.append(Score('fid_infinity', value, real.moments.count, len(some), {}))
-        if self.intra_fid_samples:
-            found.append(self._intra_fid(frozen))
+        if self.real_features:
+            found.append(self._intra_fid(frozen, *self.real_features))
         counts = real.moments.count, self.num_samples
         return found + [Score(name, value, *counts, {}) for name, value in fake.shares.items()]
 
-    def _intra_fid(self, frozen: Variables) -> Score:
-        """A class at a time, so that memory holds the generated features of one."""
+    def _intra_fid(
+        self, frozen: Variables, real_features: np.ndarray, real_labels: np.ndarray
+    ) -> Score:
+        """Generates class by class, so that memory holds the features of one class only."""
         per_class, n = {}, self.intra_fid_samples
-        assert self.real_features
-        real_features, real_labels = self.real_features
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
             for label, name in enumerate(self.source.class_names):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, cast
 
 import ml_collections
 
@@ -12,6 +12,7 @@ from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score
 from sagan_jax.metrics.features import FeatureNetwork
 from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
+from sagan_jax.run.folder import Row
 from sagan_jax.system.records import versions
 
 LOW_IS_GOOD = ('fid', 'intra_fid', 'kid', 'fid_infinity')  # of all others, high values are
@@ -27,35 +28,6 @@ _COUNTS = ('name', 'num_fake', 'num_real', 'subset_size')
 _MAIN_CONDITIONS = ('features', 'resize', 'rounding', 'labels', 'batch_statistics')
 
 _FAKES_ALONE = ('is', 'class_share', *shapes.SCORES)  # no real images enter these
-
-
-class Row(TypedDict):
-    """A score and its protocol, as `evaluation/<step>.json` has it."""
-
-    name: str  # see `row_name`
-    value: float
-    real_value: NotRequired[float]  # of the real images
-    std: NotRequired[float]  # over splits or subsets
-    per_class: NotRequired[dict[str, float]]
-    splits: NotRequired[int]
-    subsets: NotRequired[int]
-    subset_size: NotRequired[int]
-    k: NotRequired[int]  # neighbours
-    step: int
-    num_fake: int
-    num_real: int
-    data: str
-    split: str
-    image_size: int
-    features: NotRequired[str]  # these three: unless the score is read from the pixels
-    features_sha256: NotRequired[str]
-    resize: NotRequired[str]
-    rounding: str
-    labels: str
-    ema: float
-    batch_statistics: str
-    seed: int
-    versions: dict[str, str]
 
 
 # ---- What makes scores comparable. -------------------------------------------------------------

@@ -4,13 +4,42 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import ml_collections
 
 from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
+
+
+class Row(TypedDict):
+    """A score and its protocol, as `evaluation/<step>.json` holds it."""
+
+    name: str  # see `protocol.row_name`
+    value: float
+    real_value: NotRequired[float]  # of the real images
+    std: NotRequired[float]  # over splits or subsets
+    per_class: NotRequired[dict[str, float]]
+    splits: NotRequired[int]
+    subsets: NotRequired[int]
+    subset_size: NotRequired[int]
+    k: NotRequired[int]  # neighbours
+    step: int
+    num_fake: int
+    num_real: int
+    data: str
+    split: str
+    image_size: int
+    features: NotRequired[str]  # these three are missing if the score is computed from pixels
+    features_sha256: NotRequired[str]
+    resize: NotRequired[str]
+    rounding: str
+    labels: str
+    ema: float
+    batch_statistics: str
+    seed: int
+    versions: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +220,7 @@ class RunFolder:
 
     # ---- Scores. -------------------------------------------------------------------------------
 
-    def scores(self, step: int) -> list[dict[str, Any]]:
+    def scores(self, step: int) -> list[Row]:
         """The scores of a step with their protocols; none if it was not evaluated.
 
         Raises:
@@ -208,11 +237,11 @@ class RunFolder:
             raise UserError(f'The scores {path} cannot be read: remove the file.') from error
         return rows
 
-    def all_scores(self) -> dict[int, list[dict[str, Any]]]:
+    def all_scores(self) -> dict[int, list[Row]]:
         """The scores by step, in the order of the steps. Raises what `scores` raises."""
         return {step: self.scores(step) for step in steps_in(self.evaluation, '.json')}
 
-    def write_scores(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
+    def write_scores(self, step: int, rows: Sequence[Row]) -> Path:
         """Writes the scores of a step as a JSON array with one score per line."""
         path = self.scores_json(step)
         lines = ',\n'.join(json.dumps(row, ensure_ascii=False) for row in rows)

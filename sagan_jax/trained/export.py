@@ -3,7 +3,7 @@
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import ml_collections
@@ -14,9 +14,8 @@ from safetensors.numpy import save
 from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import protocol
-from sagan_jax.evaluation.protocol import Row
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.run.folder import RunFolder
+from sagan_jax.run.folder import Row, RunFolder
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import versions
 from sagan_jax.trained.model import Model
@@ -47,7 +46,7 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
     labels = sampling.grid_classes(model.config.dataset.num_classes, _ROWS)
     images = model.sample_rows(labels, _COLUMNS)
     weights = flatten_dict(jax.tree.map(np.asarray, model.generator), sep='/')
-    scores = cast(list[Row], RunFolder(workdir).scores(model.step))
+    scores = RunFolder(workdir).scores(model.step)
     description = describe(model, scores)
     writers = {
         'generator.stablehlo': lambda path: path.write_bytes(program(model).serialize()),

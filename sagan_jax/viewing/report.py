@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from sagan_jax import sampling
-from sagan_jax.evaluation.protocol import Row, identity
-from sagan_jax.run.folder import RunFolder
+from sagan_jax.evaluation.protocol import identity
+from sagan_jax.run.folder import Row, RunFolder
 from sagan_jax.system.files import atomic_path
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart, Curve, Points
