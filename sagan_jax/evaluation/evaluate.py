@@ -18,7 +18,7 @@ def evaluate(
     """Scores checkpoints of a run, prints the scores and writes `evaluation/<step>.json`.
 
     Args:
-      config: the run's configuration; what `config.evaluation` says is free to change.
+      config: the run's configuration. `config.evaluation` may differ from the run's.
       workdir: the run's folder.
       which: 'newest', 'best', 'all' or a step.
 
@@ -26,8 +26,8 @@ def evaluate(
       The rows of each step.
 
     Raises:
-      UserError: when there is no such checkpoint or none of this configuration; when the real
-        pictures, the features' weights or the samples asked for do not suffice.
+      UserError: if there is no such checkpoint, or it has another configuration; if real images or
+        the weights of the feature network are unavailable; if there are too few images for a score.
     """
     run, results = RunFolder(Path(workdir)), {}
     settings = config.evaluation
@@ -48,7 +48,7 @@ def evaluate(
 def write(run: RunFolder, step: int, rows: list[Row]) -> Path:
     """Writes the scores of a step into the run's folder.
 
-    Scores of other protocols that are already there stay; one of the same protocol is replaced.
+    Replaces existing scores of the same protocol and keeps those of other protocols.
     """
     fresh = [protocol.identity(row) for row in rows]
     kept = [row for row in run.scores(step) if protocol.identity(row) not in fresh]
@@ -58,7 +58,10 @@ def write(run: RunFolder, step: int, rows: list[Row]) -> Path:
 def is_best(
     config: ml_collections.ConfigDict, run: RunFolder, rows: list[Row], before: int | None
 ) -> bool:
-    """Whether these scores are better than those of the step `before`, the best so far."""
+    """Whether these scores are better than those of the step `before`, the best step so far.
+
+    Compares the score that `config.evaluation.best` names. True if that step has no such score.
+    """
     settings = config.evaluation
     name = protocol.row_name(
         settings.best, settings.training_samples, settings.split, settings.features == 'in_domain'

@@ -1,4 +1,4 @@
-"""The scores of a generator: sample → features → metrics."""
+"""Scores a generator: samples → features → metrics."""
 
 import dataclasses
 import warnings
@@ -30,18 +30,18 @@ from sagan_jax.system.streaming import on_devices
 class Evaluator:
     """Scores generators of one configuration: `evaluator(step, variables) -> rows`.
 
-    Images are drawn and their features taken in one program over all devices, and only
-    features come back. Image i depends on the configuration's seed and i alone: neither the number
-    of devices nor `evaluation.batch_size` changes a score by more than rounding.
+    One program over all devices draws images and computes their features; only the features reach
+    the host. Image i depends only on the configuration's seed and on i, so neither the number of
+    devices nor `evaluation.batch_size` changes a score by more than rounding.
 
     Attributes:
       config, num_samples, pair_samples, intra_fid_samples, progress, stop: see `create_evaluator`.
       source: the real images.
-      networks: which describe every image.
+      networks: compute the features, and where they apply the classes and colours, of images.
       real: statistics of the real images.
-      real_features: their features float32 [N, d] and labels int32 [N], for intra FID.
+      real_features: for intra FID, features float32 [N, d] and labels int32 [N] of real images.
       freeze: see `sampling.create_freeze`.
-      stream: see `on_devices`, of numbers and labels, int32 [n, 2].
+      stream: see `on_devices`; the rows are indices and labels of images, int32 [n, 2].
       labels: of the generated images, int32 [num_samples].
     """
 
@@ -60,14 +60,14 @@ class Evaluator:
     labels: np.ndarray
 
     def __call__(self, step: int, variables: Variables) -> list[Row]:
-        """The scores of a generator.
+        """Scores a generator.
 
         Args:
-          step: goes into the rows.
-          variables: the generator's, see `TrainState.averaged`.
+          step: recorded in the rows.
+          variables: of the generator, see `TrainState.averaged`.
 
         Raises:
-          Interrupted: once `stop` holds.
+          Interrupted: if `stop` returns a true value.
         """
         frozen = self.freeze(variables)
         fake = self._statistics(frozen)
@@ -85,23 +85,21 @@ class Evaluator:
     def _fakes(
         self, frozen: Variables, first: int, labels: np.ndarray, title: str, leave: bool = True
     ) -> Iterator[dict[str, np.ndarray]]:
-        """What the networks say of images `first`, `first` + 1, … with these labels."""
-        asked = np.stack([np.arange(first, first + len(labels)), labels], 1).astype(np.int32)
+        """Yields the networks' outputs for images `first`, `first` + 1, … with these labels."""
+        rows = np.stack([np.arange(first, first + len(labels)), labels], 1).astype(np.int32)
         variables = {'generator': frozen, 'networks': self.networks.variables}
         hidden = not (self.progress and distributed.is_first())
         bar = tqdm(desc=title, total=len(labels), unit='img', leave=leave, disable=hidden)
         with bar:
-            for part in self.stream(variables, [asked]):
+            for part in self.stream(variables, [rows]):
                 yield part
                 bar.update(len(part['features']))
                 if self.stop():
                     raise Interrupted
 
     def _statistics(self, frozen: Variables) -> Statistics:
-        parts, splits = (
-            self._fakes(frozen, 0, self.labels, 'generated'),
-            self.config.evaluation.splits,
-        )
+        parts = self._fakes(frozen, 0, self.labels, 'generated')
+        splits = self.config.evaluation.splits
         return real_statistics.gather(
             parts, lambda: self.labels, self.num_samples, splits, self.pair_samples
         )
@@ -110,9 +108,9 @@ class Evaluator:
         real, seed = self.real.collected, self.config.seed
         found = compare(real, fake.collected, seed)
         if self.pair_samples:
-            some = fake.collected.features
-            value = scores.fid_infinity(real.moments, some, seed)
-            found.append(Score('fid_infinity', value, real.moments.count, len(some), {}))
+            features = fake.collected.features
+            value = scores.fid_infinity(real.moments, features, seed)
+            found.append(Score('fid_infinity', value, real.moments.count, len(features), {}))
         if self.real_features:
             found.append(self._intra_fid(frozen, *self.real_features))
         counts = real.moments.count, self.num_samples
@@ -153,16 +151,16 @@ def create_evaluator(
     progress: bool = True,
     stop: Callable[[], Any] = lambda: False,
 ) -> Evaluator:
-    """Loads and compiles all that does not depend on a checkpoint.
+    """Creates an evaluator: loads and compiles everything that does not depend on a checkpoint.
 
     Args:
       config: see configuration/defaults.py.
-      num_samples: generated images.
-      pair_samples: features kept on either side for scores over pairs; 0 for FID, Inception Score
-        and the shares alone, which need memory for none.
-      intra_fid_samples: further images of each class, for intra FID; 0 for none.
-      progress: whether to show a bar while generating.
-      stop: asked between batches; once it holds, scoring ends with `Interrupted`.
+      num_samples: the number of generated images.
+      pair_samples: the number of features to keep, of real and of generated images each, for scores
+        over pairs. 0 for FID, the Inception Score and the shares only, which keep none.
+      intra_fid_samples: the number of further images per class, for intra FID. 0 for no intra FID.
+      progress: whether to show a progress bar.
+      stop: called after each batch; if it returns a true value, scoring ends with `Interrupted`.
 
     Raises:
       UserError: see `evaluate.evaluate`.
@@ -198,21 +196,21 @@ def create_evaluator(
 
 
 def _create_stream(config: ml_collections.ConfigDict, networks: Networks) -> Callable:
-    """Draws images and describes them, in one program over all devices."""
+    """Builds the program that draws images and applies the networks to them, on all devices."""
     settings, (generator, _) = config.evaluation, models.create(config)
     draw = create_draw(generator, config.seed, config.model.z_dim, settings.round_to_uint8)
 
-    def draw_and_describe(variables, asked):
-        return networks.apply(variables['networks'], draw(variables['generator'], asked))
+    def apply(variables, rows):
+        return networks.apply(variables['networks'], draw(variables['generator'], rows))
 
-    return on_devices(draw_and_describe, settings.batch_size, distributed.all_devices())
+    return on_devices(apply, settings.batch_size, distributed.all_devices())
 
 
 def _check_images(source: data.Source, splits: int, pair_samples: int) -> None:
     least = max(splits, checks.LEAST_PAIRS if pair_samples else 2)
     if len(source) < least:
         raise UserError(
-            f'The data set {source.name} has {len(source)} {source.split} pictures, but the scores '
-            f'need {least} or more: take another evaluation.split, fewer evaluation.splits, or '
+            f'The data set {source.name} has {len(source)} {source.split} images, but the scores '
+            f'need at least {least}: choose another evaluation.split, fewer evaluation.splits, or '
             'evaluation.pair_samples=0.'
         )

@@ -1,4 +1,4 @@
-"""A score as a row with its protocol, and which keys of it make two scores comparable."""
+"""Rows of scores with their protocol, and the keys that make two scores comparable."""
 
 import re
 from collections.abc import Mapping
@@ -15,36 +15,36 @@ from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
 from sagan_jax.run.folder import Row
 from sagan_jax.system.records import versions
 
-LOW_IS_GOOD = ('fid', 'intra_fid', 'kid', 'fid_infinity')  # of all others, high values are
+LOW_IS_GOOD = ('fid', 'intra_fid', 'kid', 'fid_infinity')  # high values of all other scores are
 
-# Every key of a row but these says how it was measured.
+# Results. All other keys of a row say how the score was measured.
 _RESULTS = ('value', 'real_value', 'std', 'per_class', 'versions')
-# What was measured. The generator that is sampled, averaged or not and with which batch
-# statistics, belongs to the system under test.
+# The system under test. The choice of generator, averaged or not and with which batch statistics,
+# is part of it.
 _SYSTEM = ('seed', 'step', 'ema', 'batch_statistics')
-# What follows from the number of generated images.
+# Keys that depend on the number of generated images.
 _COUNTS = ('name', 'num_fake', 'num_real', 'subset_size')
-# What a line about a score says beside the counts and the data.
+# The keys in `main_conditions`, besides the counts and the data.
 _MAIN_CONDITIONS = ('features', 'resize', 'rounding', 'labels', 'batch_statistics')
 
-_FAKES_ALONE = ('is', 'class_share', *shapes.SCORES)  # no real images enter these
+_FAKES_ALONE = ('is', 'class_share', *shapes.SCORES)  # computed without real images
 
 
 # ---- What makes scores comparable. -------------------------------------------------------------
 
 
 def identity(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured and how: a row without what came out."""
+    """What was measured and how: a row without its results."""
     return {key: value for key, value in row.items() if key not in _RESULTS}
 
 
 def conditions(row: Mapping[str, Any]) -> dict[str, Any]:
-    """How a score was measured. Two scores are comparable if and only if these are equal."""
+    """How a score was measured. Two scores are comparable if and only if these keys are equal."""
     return {key: value for key, value in identity(row).items() if key not in _SYSTEM}
 
 
 def apart_from_counts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The conditions of a row, and its score, whatever the number of images."""
+    """The score and its conditions, except for the number of images."""
     kept = {key: value for key, value in conditions(row).items() if key not in _COUNTS}
     return kept | {'score': score_of(row['name'])}
 
@@ -53,13 +53,13 @@ def apart_from_counts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_name(score: str, num_samples: int, split: str, in_domain: bool) -> str:
-    """The name that a score carries: 'fid50k_train', 'is50k', 'in_domain_fid50k_train'.
+    """The name of a row: 'fid50k_train', 'is50k', 'in_domain_fid50k_train'.
 
     Args:
       score: 'fid', 'is', ….
-      num_samples: generated images.
-      split: of the real images, for scores that compare with them.
-      in_domain: whether the features are those of the classifier.
+      num_samples: the number of generated images.
+      split: of the real images. Not part of the name if the score needs no real images.
+      in_domain: whether the classifier computes the features.
     """
     name = scores.score_name(score, num_samples)
     if score not in _FAKES_ALONE:
@@ -68,10 +68,10 @@ def row_name(score: str, num_samples: int, split: str, in_domain: bool) -> str:
 
 
 def score_of(name: str) -> str:
-    """The score that a row's name speaks of: 'in_domain_fid10k_train' is 'fid'."""
+    """The score in a row's name: 'fid' for 'in_domain_fid10k_train'."""
     match = re.fullmatch(r'(?:in_domain_)?(\w+?)\d+k?(?:_train|_test)?', name)
     if not match:
-        raise ValueError(f'{name} is not the name of a score')
+        raise ValueError(f'{name!r} is not the name of a score')
     return match[1]
 
 
@@ -79,17 +79,17 @@ def score_of(name: str) -> str:
 
 
 def is_meaningful(score: str, conditional: bool, features: str, has_classes: bool) -> bool:
-    """Whether a score says anything about the images.
+    """Whether a score is meaningful for a generator and its data.
 
     Args:
       score: 'fid', 'is', ….
-      conditional: whether the generator was asked for classes.
+      conditional: whether the generator is conditioned on classes.
       features: the name of the feature network.
-      has_classes: whether the data have any; without them the classifier tells rotations apart.
+      has_classes: whether the data have classes. If not, the classifier predicts rotations.
     """
     if score == 'class_share':
         return conditional
-    # All samples have the same rotation.
+    # Without classes all samples have the same rotation, and the Inception Score is meaningless.
     return score != 'is' or features != IN_DOMAIN or has_classes
 
 
@@ -101,15 +101,15 @@ def make_row(
     score: Score,
     real_value: float | None,
 ) -> Row:
-    """The row of a score.
+    """Combines a score with its protocol.
 
     Args:
       config: the run's configuration.
       step: of the checkpoint.
       source: the real images.
-      network: whose outputs the score is computed from.
+      network: the network on whose outputs the score is computed.
       score: see `metrics.comparison`.
-      real_value: the same score of the real images, if it has one.
+      real_value: the same score for the real images; None if it is not defined for them.
     """
     standing = config.batch_norm.standing_batches
     conditional = config.model.conditioning != 'none'
@@ -146,24 +146,24 @@ def make_row(
     return cast(Row, found)
 
 
-# ---- In words. ---------------------------------------------------------------------------------
+# ---- As text. ----------------------------------------------------------------------------------
 
 
 def describe(row: Row) -> str:
-    """A line about a score: its name, its value, and that of the real images if it has one."""
+    """One line with the name and value of a score, and the real images' value if there is one."""
     text = f'{row["name"]:<36} {row["value"]:.4g}'
     if 'std' in row:
         text += f' ± {row["std"]:.2g}'
     if 'real_value' in row:
-        text += f'  (real pictures: {row["real_value"]:.4g})'
+        text += f'  (real images: {row["real_value"]:.4g})'
     return text
 
 
 def main_conditions(row: Row) -> str:
-    """The main conditions of a score."""
+    """The main conditions of a score, in one line."""
     how = identity(row)
     return '; '.join([
         f'{row["num_fake"]:,} samples',
-        f'{row["num_real"]:,} pictures of {row["data"]} ({row["split"]})',
+        f'{row["num_real"]:,} images of {row["data"]} ({row["split"]})',
         *(f'{key} {how[key]}' for key in _MAIN_CONDITIONS if key in how),
     ])  # fmt: skip

@@ -1,7 +1,8 @@
-"""What generated images are compared with: networks and statistics of the real pictures.
+"""The feature networks, and statistics of real images.
 
-Both are computed once and stored beside the prepared data, under a name and with a record of
-everything that they depend on. A file is whole or not there; one with another record is refused.
+Both are computed once and cached beside the prepared data. The name of a cache file is a hash of
+everything that its content depends on, and the file also contains this record: a file with another
+record is refused. Files are written atomically.
 """
 
 import hashlib
@@ -27,14 +28,20 @@ from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import differences
 from sagan_jax.system.streaming import on_devices
 
-MAX_TESTED = 10_000  # pictures, at most, that the classifier's accuracy is taken from
+MAX_TESTED = 10_000  # images for the accuracy of the classifier
 
 
 class Networks(NamedTuple):
-    """What is asked of every image: its features, its class, and for 'shapes' its colours."""
+    """The networks that are applied to every image.
+
+    Attributes:
+      features: computes the features of the scores.
+      classifier: predicts the class; None if the data have no classes.
+      colours: whether to measure colours too, for the data set 'shapes'.
+    """
 
     features: FeatureNetwork
-    classifier: FeatureNetwork | None  # where there are classes to tell apart
+    classifier: FeatureNetwork | None
     colours: bool
 
     @property
@@ -47,18 +54,19 @@ class Networks(NamedTuple):
         return [network.sha256 for network in (self.features, self.classifier) if network]
 
     def apply(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-        """Images [N, S, S, 3], uint8 or float from 0 to 255 → one row for each.
+        """Applies the networks to images [N, S, S, 3], uint8 or float from 0 to 255.
 
-        'features' [N, d], 'logits' [N, classes], 'guesses' int32 [N], 'agreements' bool [N] and
-        'hues' float32 [N].
+        Returns:
+          'features' [N, d] and 'logits' [N, classes]; with a classifier 'predictions' int32 [N];
+          with colours 'agreements' bool [N] and 'hues' float32 [N].
         """
         found = self.features.apply(variables['features'], images)
         rows = {'features': found[self.features.layer], 'logits': found[self.features.logits]}
         if self.classifier is self.features:
-            rows['guesses'] = rows['logits'].argmax(-1)
+            rows['predictions'] = rows['logits'].argmax(-1)
         elif self.classifier:
             logits = self.classifier.apply(variables['classifier'], images)['logits']
-            rows['guesses'] = logits.argmax(-1)
+            rows['predictions'] = logits.argmax(-1)
         if self.colours:
             rows['agreements'] = shapes.colours_agree(images)
             rows['hues'] = shapes.hues(images)
@@ -66,12 +74,12 @@ class Networks(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What is kept of one set of images.
+    """Statistics of one set of images.
 
     Attributes:
-      collected: moments, sums for the Inception Score, and some of the features.
-      shares: 'class_share' of images in which the classifier sees their class, and
-        `shapes.SCORES`; each where it applies.
+      collected: moments, sums for the Inception Score, and the features that were kept.
+      shares: 'class_share', the share of images whose class the classifier predicts, if there are
+        classes; `shapes.SCORES` for the data set 'shapes'.
     """
 
     collected: Collected
@@ -79,16 +87,20 @@ class Statistics(NamedTuple):
 
 
 def load_networks(config: ml_collections.ConfigDict, source: data.Source) -> Networks:
-    """The networks that `config.evaluation` asks for; `source` is the training split.
+    """Loads the networks that `config.evaluation` names. Trains the classifier if it is not cached.
+
+    Args:
+      config: the run's configuration.
+      source: the training split.
 
     Raises:
-      UserError: for Inception weights that are unavailable.
+      UserError: if the Inception weights are unavailable.
     """
     colours, has_classes = config.dataset.name == 'shapes', config.dataset.num_classes > 1
     if config.evaluation.features == 'in_domain':
         classifier = _classifier(config, source)
         return Networks(classifier, classifier if has_classes else None, colours)
-    # Before a classifier is trained: weights may be missing.
+    # First, so that missing weights are reported before a classifier is trained.
     features = inception.network(config.evaluation.inception_weights)
     return Networks(features, _classifier(config, source) if has_classes else None, colours)
 
@@ -96,10 +108,18 @@ def load_networks(config: ml_collections.ConfigDict, source: data.Source) -> Net
 def load_statistics(
     source: data.Source, networks: Networks, splits: int, keep: int, batch_size: int
 ) -> Statistics:
-    """Statistics of a whole split of real pictures, of which `keep` features stay whole.
+    """Loads the statistics of a split of real images, or computes them over all devices.
 
-    Computed over all devices, or read from the file that an earlier call left. Raises UserError
-    for fewer pictures than `splits`, and for a file of other statistics.
+    Args:
+      source: the real images.
+      networks: see `load_networks`.
+      splits: of the Inception Score.
+      keep: the number of images whose features are kept, for scores over pairs.
+      batch_size: images at a time. Does not affect the statistics.
+
+    Raises:
+      UserError: if there are fewer images than `splits`, or if the cached statistics have another
+        record.
     """
     record = _record(source, networks) | {'splits': splits, 'keep': min(keep, len(source))}
 
@@ -126,7 +146,10 @@ def load_statistics(
 def load_features(
     source: data.Source, networks: Networks, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 [N, d] and labels int32 [N] of a whole split, cached likewise."""
+    """Loads or computes features float32 [N, d] and labels int32 [N] of a split of real images.
+
+    Args and errors are those of `load_statistics`.
+    """
 
     def compute():
         labels: list[np.ndarray] = []
@@ -148,23 +171,27 @@ def gather(
     splits: int,
     keep: int,
 ) -> Statistics:
-    """Statistics of `total` images from what `Networks.apply` said of them, part by part.
+    """Gathers statistics of `total` images from batches of what `Networks.apply` returns.
 
-    `labels()` is asked for their classes, int32 [total], at the end.
+    Args:
+      parts: the batches.
+      labels: called after the last batch; returns the classes of the images, int32 [total].
+      total: the number of images.
+      splits, keep: see `load_statistics`.
     """
-    noted: dict[str, list[np.ndarray]] = {'guesses': [], 'agreements': [], 'hues': []}
+    noted: dict[str, list[np.ndarray]] = {'predictions': [], 'agreements': [], 'hues': []}
 
     def note():
         for part in parts:
-            for name, seen in noted.items():
+            for name, values in noted.items():
                 if name in part:
-                    seen.append(part[name])
+                    values.append(part[name])
             yield part
 
     collected = collect(note(), 'features', 'logits', total, splits, keep)
     shares = {}
-    if noted['guesses']:
-        shares['class_share'] = float((np.concatenate(noted['guesses']) == labels()).mean())
+    if noted['predictions']:
+        shares['class_share'] = float((np.concatenate(noted['predictions']) == labels()).mean())
     if noted['agreements']:
         shares['colour_agreement'] = float(np.concatenate(noted['agreements']).mean())
         variety = shapes.hue_variety(np.concatenate(noted['hues']), labels())
@@ -186,7 +213,7 @@ def _gather_real(
 def _noting(
     batches: Iterable[tuple[np.ndarray, np.ndarray]], labels: list[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Yields the images of batches; appends their labels to the list."""
+    """Yields the images of batches and appends their labels to the list."""
     for images, batch_labels in batches:
         labels.append(batch_labels)
         yield images
@@ -199,14 +226,14 @@ def _bar(*args: Any, **kwargs: Any) -> tqdm:
 def _progress(
     parts: Iterable[dict[str, np.ndarray]], total: int, layer: str
 ) -> Iterator[dict[str, np.ndarray]]:
-    with _bar(desc='real pictures', total=total, unit='img') as bar:
+    with _bar(desc='real images', total=total, unit='img') as bar:
         for part in parts:
             yield part
             bar.update(len(part[layer]))
 
 
 def _classifier(config: ml_collections.ConfigDict, source: data.Source) -> FeatureNetwork:
-    """The in-domain classifier of a data set, trained on its training split if it is new."""
+    """Loads the in-domain classifier of a data set, or trains it on the training split."""
     classes = config.dataset.num_classes
     record = {
         'data': source.name,
@@ -222,7 +249,7 @@ def _classifier(config: ml_collections.ConfigDict, source: data.Source) -> Featu
         variables = in_domain.fit(bar, classes)
         try:
             tested = data.load(config.dataset, 'test')
-        except UserError:  # there is no such split
+        except UserError:  # no test split
             tested = source
         count = min(MAX_TESTED, len(tested)) // batch_size * batch_size
         batches = data.batches(tested, in_domain.SEED, batch_size, stop=max(1, count // batch_size))
@@ -231,13 +258,13 @@ def _classifier(config: ml_collections.ConfigDict, source: data.Source) -> Featu
 
     stored = _cached(source.folder, 'classifier', record, compute)
     accuracy, tested = float(stored.pop('accuracy')), str(stored.pop('tested'))
-    task = f'the class of {classes}' if classes > 1 else 'the rotation of 4'
-    print(f'classifier     {in_domain.NAME} finds {task} in {accuracy:.1%} of {tested} pictures')
+    task = f'{classes} classes' if classes > 1 else '4 rotations'
+    print(f'classifier     {in_domain.NAME}, {task}: {accuracy:.1%} of {tested} images correct')
     return in_domain.network(unflatten_dict(stored, sep='/'))
 
 
 def _record(source: data.Source, networks: Networks) -> dict:
-    """Everything that numbers about real pictures depend on."""
+    """Everything that statistics of real images depend on."""
     return {
         'data': source.name,
         'split': source.split,
@@ -255,26 +282,27 @@ def _record(source: data.Source, networks: Networks) -> dict:
 def _cached(
     folder: Path, kind: str, record: dict, compute: Callable[[], dict]
 ) -> dict[str, np.ndarray]:
-    """Arrays from `folder/sagan_jax/`, or from `compute()`, which are then stored there."""
+    """Reads arrays from `folder/sagan_jax/`, or computes them and stores them there."""
     text = json.dumps(record, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = folder / 'sagan_jax' / f'{kind}_{key}.npz'
-    stored = _stored(path, record)
+    stored = _read(path, record)
     is_missing_somewhere = distributed.vote(stored is None)()
     if stored is not None and not is_missing_somewhere:
         return stored
-    # Some process has no such file: all compute, as they must together, and each keeps its own.
+    # At least one process lacks the file. `compute` is collective, so all processes compute, and
+    # each writes its own file.
     arrays = {name: np.asarray(value) for name, value in compute().items()}
     arrays = distributed.from_first(arrays)
     try:
         with atomic_path(path) as temporary:
             np.savez(temporary, record=text, **arrays)
     except OSError as error:
-        print(f'{path} cannot be written ({error.strerror or error}), so it is not kept')
+        print(f'warning        {path} cannot be written: {error.strerror or error}')
     return arrays
 
 
-def _stored(path: Path, record: dict) -> dict[str, np.ndarray] | None:
+def _read(path: Path, record: dict) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
@@ -282,7 +310,7 @@ def _stored(path: Path, record: dict) -> dict[str, np.ndarray] | None:
             stored = dict(archive)
         found = json.loads(str(stored.pop('record')))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        print(f'{path} cannot be read and is made again')
+        print(f'warning        {path} cannot be read and is computed again')
         return None
     _check_record(path, found, record)
     return stored
@@ -293,4 +321,7 @@ def _check_record(path: Path, found: dict, wanted: dict) -> None:
         f'{key} {stored}, not {asked}' for key, stored, asked in differences(found, wanted)
     ]
     if different:
-        raise UserError(f'{path} is of {"; ".join(different)}: remove it, and it is made again.')
+        raise UserError(
+            f'{path} has another record ({"; ".join(different)}): remove it, and it is computed '
+            'again.'
+        )

@@ -18,7 +18,7 @@ class Row(TypedDict):
 
     name: str  # see `protocol.row_name`
     value: float
-    real_value: NotRequired[float]  # of the real images
+    real_value: NotRequired[float]  # the same score for the real images
     std: NotRequired[float]  # over splits or subsets
     per_class: NotRequired[dict[str, float]]
     splits: NotRequired[int]

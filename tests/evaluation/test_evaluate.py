@@ -295,7 +295,7 @@ def test_a_checkpoint_without_a_generator(run, tmp_path):
     ('overrides', 'message'),
     [
         ({'features': 'inception', 'inception_weights': '/nowhere.pb'}, 'no file of Inception'),
-        ({'splits': 40}, 'has 36 train pictures, but the scores need 40 or more'),
+        ({'splits': 40}, 'has 36 train images, but the scores need at least 40'),
         ({'split': 'test'}, 'has no split test'),
     ],
 )

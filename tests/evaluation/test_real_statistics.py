@@ -1,4 +1,4 @@
-"""Statistics of real pictures: what they hold, and when a stored file is trusted."""
+"""Statistics of real images: their values, and when a cached file is used."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_the_classifier_is_trained_once(config, source, networks, monkeypatch, c
     again = real_statistics.load_networks(config, source)
     assert again.features.sha256 == networks.features.sha256
     # Brightness tells the classes apart; without a test split it is the training split's.
-    assert '100.0% of train pictures' in capsys.readouterr().out
+    assert '3 classes: 100.0% of train images correct' in capsys.readouterr().out
 
 
 def test_statistics_are_those_of_all_pictures(source, networks):
@@ -85,7 +85,9 @@ def test_statistics_of_another_resolution_are_refused(source, networks):
         str(arrays['record']).replace('"image_size": 32', '"image_size": 64')
     )
     np.savez(newest, **arrays)
-    with pytest.raises(UserError, match=f'{newest.name} is of image_size 64, not 32: remove it'):
+    with pytest.raises(
+        UserError, match=f'{newest.name} has another record .image_size 64, not 32.: remove it'
+    ):
         statistics(source, networks, keep=12)
     newest.unlink()
 
@@ -105,4 +107,4 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(source, networks, tmp_pa
     elsewhere = source.__class__(**source.__dict__ | {'folder': tmp_path / 'file'})
     collected, _ = statistics(elsewhere, networks)
     assert collected.moments.count == 36
-    assert 'so it is not kept' in capsys.readouterr().out
+    assert 'cannot be written: ' in capsys.readouterr().out

@@ -91,7 +91,7 @@ def test_weights_read_back_give_the_same_images(model, folder):
 def test_the_card_tells_what_it_is(model, folder):
     card = (folder / 'README.md').read_text()
     assert 'Classes: 0 class0, 1 class1, 2 class2.' in card
-    assert '| `fid10k_train` | 12.35 | – | 10,000 samples; 20,000 pictures of made/1.0.0' in card
+    assert '| `fid10k_train` | 12.35 | – | 10,000 samples; 20,000 images of made/1.0.0' in card
     assert 'model.z_dim=8\n' in card
     assert model.sha256 in card
     record = json.loads((folder / 'generator.json').read_text())
