@@ -2,24 +2,35 @@
 
 import fcntl
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_PARTIAL = re.compile(r'\.sagan_jax-[0-9a-f]{32}\.partial(\..*)?', re.DOTALL)
+
+
+def partial_path(path: Path) -> Path:
+    """A new temporary path beside `path`, under a name that only this project gives.
+
+    Both have the same suffix, because some writers choose the format by it.
+    """
+    return path.with_name(f'.sagan_jax-{uuid.uuid4().hex}.partial{path.suffix}')
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces `path` when the block succeeds.
 
-    If the block raises, the temporary file is removed and `path` is unchanged. Both have the same
-    suffix, because some writers choose the format by it.
+    If the block raises, the temporary file is removed and `path` is unchanged. The temporary path
+    is that of `partial_path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The writer creates the file, so that it has the usual permissions. `tempfile` ignores the
     # umask, and reading the umask means changing it for a moment, which is not safe with threads.
-    temporary = path.with_name(f'.{uuid.uuid4().hex}.partial{path.suffix}')
+    temporary = partial_path(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -28,10 +39,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_partial(*folders: Path) -> None:
-    """Removes the files that `atomic_path` leaves in folders when its process is killed."""
+    """Removes the files that `atomic_path` leaves in folders when its process is killed.
+
+    Files of similar names that others made stay.
+    """
     for folder in folders:
-        for path in folder.glob('.*.partial*'):
-            path.unlink()
+        for path in folder.glob('.sagan_jax-*'):
+            if _PARTIAL.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def take_lock(path: Path, wait: bool = False) -> int | None:

@@ -51,6 +51,25 @@ def test_files_of_a_killed_process_are_removed(tmp_path):
         temporary.write_text('again')
 
 
+@pytest.mark.parametrize(
+    'name',
+    [
+        '.holiday.mp4.partial',
+        '.thesis.partial.tex',
+        '.a.partial',
+        '.partial',
+        '.0123456789abcdef0123456789abcdef.partial.txt',
+        '.sagan_jax-notes.partial.txt',
+        '.sagan_jax-0123456789abcdef0123456789abcdef.txt',
+        'sagan_jax-0123456789abcdef0123456789abcdef.partial.txt',
+    ],
+)
+def test_files_of_others_stay(tmp_path, name):
+    (tmp_path / name).write_text('mine')
+    remove_partial(tmp_path)
+    assert (tmp_path / name).read_text() == 'mine'
+
+
 # ---- Locks. ------------------------------------------------------------------------------------
 
 

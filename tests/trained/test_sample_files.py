@@ -16,7 +16,7 @@ from PIL import Image
 import sagan_jax
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid
-from sagan_jax.system.files import locked
+from sagan_jax.system.files import locked, partial_path
 from sagan_jax.trained.sample_files import write_samples
 from tests import tiny
 
@@ -55,7 +55,7 @@ def test_a_folder_that_was_left_unfinished_is_finished(model, tmp_path, capsys):
 
     for name in ('class1/000001.png', 'class2/000068.png'):
         (folder / name).unlink()
-    (folder / 'class1' / '.1234.partial.png').write_bytes(b'half a picture')
+    partial_path(folder / 'class1' / 'a.png').write_bytes(b'half a picture')
     before = {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
     write_samples(model, folder, n=70)
     assert_complete(folder, model, 70)
