@@ -1,4 +1,4 @@
-"""A frozen generator for other programs: `--mode export`."""
+"""Exports a frozen generator for other programs: `--mode export`."""
 
 import json
 from importlib import metadata
@@ -22,26 +22,25 @@ from sagan_jax.trained.model import Model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
-_ROWS, _COLUMNS = 10, 8  # of the picture, a row a class
-_MAX_NAMES = 20  # of classes, in the card
+_ROWS, _COLUMNS = 10, 8  # of samples.png, one class per row
+_MAX_NAMES = 20  # of classes, in the model card
 _PATHS = (('dataset', 'data_dir'), ('dataset', 'source_dir'), ('evaluation', 'inception_weights'))
 
 
 def export(model: Model, workdir: Path, folder: Path) -> None:
-    """Writes a generator into a folder, for programs that do not have this package.
+    """Writes a generator into a folder, for programs that do not use this package.
 
-    `generator.stablehlo` is `program(model)`, with the weights in it. `generator.safetensors` holds
-    the weights and the batch statistics of `model.generator` by their paths, as
-    'params/conv/kernel', and `generator.json` says what they belong to. `README.md` is a model
-    card, with `samples.png`.
+    `generator.stablehlo` is `program(model)`, including the weights. `generator.safetensors` holds
+    the weights and batch statistics of `model.generator` by path, such as 'params/conv/kernel'.
+    `generator.json` describes both. `README.md` is a model card and shows `samples.png`.
 
     Args:
       model: see `sagan_jax.load`.
-      workdir: the run's folder, whose scores of this checkpoint go into the card.
-      folder: made if it is not there; files of these names are replaced.
+      workdir: the run's folder. The card lists its scores of this checkpoint.
+      folder: created if it does not exist. Existing files of these names are replaced.
 
     Raises:
-      UserError: when the folder cannot be written.
+      UserError: if the folder cannot be written.
     """
     labels = sampling.grid_classes(model.config.dataset.num_classes, _ROWS)
     images = model.sample_rows(labels, _COLUMNS)
@@ -61,16 +60,16 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
                 write(temporary)
         except OSError as error:
             raise UserError(
-                f'{folder / name} cannot be written ({error.strerror or error}): make room, or '
-                'choose another --output.'
+                f'{folder / name} cannot be written ({error.strerror or error}): free disk space, '
+                'or choose another --output.'
             ) from error
         print(f'written        {folder / name}')
 
 
 def program(model: Model) -> jax.export.Exported:
-    """The generator as a program for `PLATFORMS` that needs nothing but JAX, for any batch size.
+    """Exports the generator as a program for `PLATFORMS` and any batch size, which needs only JAX.
 
-    It takes z float32 [n, z_dim] and labels int32 [n], and gives images float32 [n, S, S, 3] in
+    The program maps z float32 [n, z_dim] and labels int32 [n] to images float32 [n, S, S, 3] in
     [-1, 1].
     """
     generator, _ = model.networks
@@ -86,7 +85,7 @@ def program(model: Model) -> jax.export.Exported:
 
 
 def describe(model: Model, scores: list[Row]) -> dict[str, Any]:
-    """What an exported generator is, as it goes into `generator.json`."""
+    """The content of `generator.json`."""
     config = model.config
     size, classes = config.dataset.image_size, len(model.class_names)
     return {
@@ -110,9 +109,9 @@ def card(model: Model, scores: list[Row]) -> str:
     config, names = model.config, model.class_names
     classes = ', '.join(f'{label} {name}' for label, name in enumerate(names))
     if config.model.conditioning == 'none':
-        classes = 'none; labels are asked for, but change nothing'
+        classes = 'none. The program requires labels, but ignores them'
     elif len(names) > _MAX_NAMES:
-        classes = f'{len(names):,}, named in `generator.json`'
+        classes = f'{len(names):,}, see `generator.json` for their names'
     averaging = f'an average over training with a decay of {config.ema.decay:g}'
     averaged = config.ema.decay and model.step > config.ema.start_step
     values = flatten_dict(_configuration(config), sep='.')
@@ -123,7 +122,7 @@ def card(model: Model, scores: list[Row]) -> str:
         num_classes=len(names),
         classes=classes,
         weights=models.count_parameters(model.generator),
-        averaging=averaging if averaged else 'as they were at its end',
+        averaging=averaging if averaged else 'those of this step',
         step=model.step,
         batch_size=config.batch_size,
         updates=config.discriminator_steps,
@@ -135,7 +134,7 @@ def card(model: Model, scores: list[Row]) -> str:
 
 
 def _configuration(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """All of it but the paths of one machine."""
+    """The configuration without the paths of this machine."""
     values = json.loads(config.to_json())
     for section, key in _PATHS:
         del values[section][key]
@@ -143,21 +142,21 @@ def _configuration(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 _CARD = """\
-# A generator of {size}×{size} pictures, trained on {data}
+# A generator of {size}×{size} images, trained on {data}
 
-![Samples, a row a class](samples.png)
+![Samples, one class per row](samples.png)
 
 The generator of a Self-Attention GAN (Zhang, Goodfellow, Metaxas and Odena, ICML 2019,
 [arXiv:1805.08318](https://arxiv.org/abs/1805.08318)), trained with sagan_jax on the data set
-`{data}` for {step:,} steps of {batch_size} pictures (updates of the discriminator in each:
-{updates}). Its {weights:,} weights are {averaging}, with spectral norms folded in
-and batch statistics fixed. The samples are not chosen.
+`{data}` for {step:,} steps of {batch_size} images (discriminator updates per step:
+{updates}). Its {weights:,} weights are {averaging}. Spectral normalisation is
+folded into them, and batch statistics are fixed. The samples are not selected.
 
 Classes: {classes}.
 
 ## Use
 
-`pip install jax flatbuffers`, of JAX {jax} or later, on a CPU, a CUDA GPU or a TPU:
+`pip install jax flatbuffers` with JAX {jax} or later, for a CPU, a CUDA GPU or a TPU:
 
 ```python
 from pathlib import Path
@@ -172,11 +171,11 @@ images = program.call(z, labels)  # float32 [8, {size}, {size}, 3] in [-1, 1]
 pixels = np.round((np.asarray(images) + 1) * 127.5).astype(np.uint8)
 ```
 
-| file | what it is |
+| file | content |
 |---|---|
 | `generator.stablehlo` | the program above, with its weights, in the format of `jax.export` |
-| `generator.safetensors` | the weights and batch statistics alone, by name |
-| `generator.json` | inputs, outputs, names of the classes, the configuration, scores in full |
+| `generator.safetensors` | only the weights and batch statistics, by name |
+| `generator.json` | inputs, outputs, class names, the configuration, all scores |
 
 ## Scores
 
@@ -193,10 +192,10 @@ SHA-256 of the generator in the checkpoint of step {step}: `{sha256}`.
 
 
 def _score_table(scores: list[Row]) -> str:
-    """Each score with its protocol."""
+    """The scores with their protocols, as a table in Markdown."""
     if not scores:
         return 'This checkpoint has not been scored.'
-    lines = ['| score | value | real pictures have | protocol |', '|---|---|---|---|']
+    lines = ['| score | value | real images | protocol |', '|---|---|---|---|']
     for row in scores:
         value = f'{row["value"]:.4g}' + (f' ± {row["std"]:.2g}' if 'std' in row else '')
         real = f'{row["real_value"]:.4g}' if 'real_value' in row else '–'

@@ -1,4 +1,4 @@
-"""A trained model, frozen: what `sagan_jax.load` returns."""
+"""Loads a trained model, as `sagan_jax.load` returns it."""
 
 import dataclasses
 import hashlib
@@ -21,29 +21,29 @@ from sagan_jax.state import state_shapes
 from sagan_jax.streams import Stream
 from sagan_jax.trained.programs import Programs, create_generate, create_programs
 
-Classes = Sequence[str | int]  # names or numbers
+Classes = Sequence[str | int]  # names or indices
 
 _SEEDS = 2**32
-_MAX_TRUNCATION = 5.0  # a threshold that less than one normal number in a million passes
+_MAX_TRUNCATION = 5.0  # fewer than one normal number in a million is larger in magnitude
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A generator and its discriminator, which nothing changes any more.
+    """The frozen generator and the discriminator of a checkpoint.
 
-    Images have numbers: image i is a function of the seed, of i and of its class alone, up to
-    rounding, whatever the images beside it and the number of devices. They are drawn on all local
-    devices, `config.evaluation.batch_size` at a time.
+    Image i depends only on the seed, on i and on its class, up to rounding: neither the other
+    images nor the number of devices affect it. Images are drawn on all local devices,
+    `config.evaluation.batch_size` at a time.
 
     Attributes:
       config: of the run.
       class_names: labels are indices into these.
       step: of the checkpoint.
       sha256: of the generator in the checkpoint.
-      generator: weights with σ folded in and fixed batch statistics, see `sampling.create_freeze`.
-      discriminator: its variables as they were trained.
-      networks: the functions of the generator and of the discriminator.
-      programs: what the methods run.
+      generator: frozen weights, see `sampling.create_freeze`.
+      discriminator: its variables, as trained.
+      networks: the generator and the discriminator as functions.
+      programs: the compiled functions that the methods call.
     """
 
     config: ml_collections.ConfigDict = dataclasses.field(repr=False)
@@ -64,17 +64,20 @@ class Model:
         seed: int = 0,
         truncation: float | None = None,
     ) -> np.ndarray:
-        """Images 0 … n - 1 of a seed, uint8 [n, S, S, 3].
+        """Draws the images 0 … n - 1 of a seed.
 
         Args:
-          classes: names or numbers, which are taken in turn; all classes by default.
-          n: how many images.
+          classes: names or indices of classes, repeated in this order. All classes by default.
+          n: the number of images.
           seed: from 0 to 2³² - 1.
-          truncation: a threshold for z, up to 5, see `sampling.indexed_noise`: the lower, the more
-            typical and alike the images. None for no threshold.
+          truncation: a threshold for z, at most 5, see `sampling.indexed_noise`. A lower threshold
+            makes images more typical and less varied. None for no threshold.
+
+        Returns:
+          uint8 [n, S, S, 3].
 
         Raises:
-          UserError: for a class that does not exist, or a number out of its range.
+          UserError: if a class does not exist, or an argument is out of range.
         """
         stream = self.stream(np.arange(n), self.labels(classes, n), seed, truncation)
         return np.concatenate(list(stream))
@@ -82,14 +85,17 @@ class Model:
     def stream(
         self, indices: np.ndarray, labels: np.ndarray, seed: int, truncation: float | None = None
     ) -> Iterator[np.ndarray]:
-        """The images with these numbers and labels, both integers [n], batch by batch."""
+        """Yields the images with these indices and labels, both integers [n], batch by batch.
+
+        Batches are uint8 [b, S, S, 3].
+        """
         return self.programs.sample(self.generator, indices, labels, randomness(seed, truncation))
 
     def sample_rows(self, labels: np.ndarray, columns: int, seed: int = 0) -> np.ndarray:
-        """Images in rows, one label per row: uint8 [rows · columns, S, S, 3].
+        """Draws the images 0 … n - 1 of a seed in rows, one label per row.
 
-        They are the images 0 … n - 1 of the seed whose labels are taken in turn, see
-        `sampling.sample_rows`. The sample grids of a run are such rows, of the run's own seed.
+        Returns uint8 [rows · columns, S, S, 3], row by row. The sample grids of a run show these
+        images for the run's seed. See `sampling.sample_rows`.
         """
         return sampling.sample_rows(self.programs.sample, self.generator, labels, columns, seed)
 
@@ -101,15 +107,15 @@ class Model:
         """The z of `sample`'s images, float32 [n, z_dim]."""
         _check_count(n)
         indices, z_dim = np.arange(n, dtype=np.int32), self.config.model.z_dim
-        drawn, threshold = randomness(seed, truncation)
+        checked_seed, threshold = randomness(seed, truncation)
         return np.asarray(
-            sampling.indexed_noise(drawn, Stream.SAMPLE_NOISE, indices, z_dim, threshold)
+            sampling.indexed_noise(checked_seed, Stream.SAMPLE_NOISE, indices, z_dim, threshold)
         )
 
     def generate(self, z: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The generator's own images of any z: float32 [n, S, S, 3] in [-1, 1].
+        """Applies the generator: z float32 [n, z_dim] → images float32 [n, S, S, 3] in [-1, 1].
 
-        z is float32 [n, z_dim], labels are int32 [n].
+        Labels are int32 [n].
         """
         return np.concatenate(list(self.programs.generate(self.generator, z, labels)))
 
@@ -121,20 +127,20 @@ class Model:
         seed: int = 0,
         truncation: float | None = None,
     ) -> dict[int, np.ndarray]:
-        """What a place in `sample`'s image of a number takes from where: a map for each layer.
+        """Computes the attention maps of one query location in an image that `sample` draws.
 
         Args:
-          number, label: of the image.
-          place: row and column, from 0 to below 1, as parts of the image's height and width.
-          seed, truncation: as for `sample`.
+          index, label: of the image.
+          query: row and column of the location, as fractions of the height and width, in [0, 1).
+          seed, truncation: see `sample`.
 
         Returns:
-          By the resolution of the layer, in order: float32 [k, k], whose sum is 1. Empty for a
-          generator without attention.
+          A map float32 [k, k] with sum 1 for each attention layer, by the layer's resolution in
+          ascending order. Empty for a generator without attention.
         """
-        asked = np.array([index], np.int32), np.array([label], np.int32)
+        image = np.array([index], np.int32), np.array([label], np.int32)
         maps = self.programs.attention(
-            self.generator, randomness(seed, truncation), *asked, np.array(query, np.float32)
+            self.generator, randomness(seed, truncation), *image, np.array(query, np.float32)
         )
         return {resolution: _square(np.asarray(row)) for resolution, row in sorted(maps.items())}
 
@@ -148,10 +154,10 @@ class Model:
         truncation: float | None = None,
         steps: int = 8,
     ) -> np.ndarray:
-        """From one z to another, a class a row: uint8 [n, steps, S, S, 3].
+        """Interpolates between pairs of z, one class per row: uint8 [n, steps, S, S, 3].
 
-        Row i goes from the z of number 2i to that of 2i + 1, see `sampling.slerp`. The
-        other arguments, and what is raised, are those of `sample`.
+        Row i starts at the z of image 2i and ends at the z of image 2i + 1, see `sampling.slerp`.
+        `sample` describes the other arguments and the errors.
         """
         labels = self.labels(classes, n)
         ends = self.noise(2 * n, seed, truncation)
@@ -167,14 +173,15 @@ class Model:
         truncation: float | None = None,
         steps: int = 8,
     ) -> np.ndarray:
-        """From the first class through the next ones to the last: uint8 [n, steps, S, S, 3].
+        """Interpolates from class to class, in the given order: uint8 [n, steps, S, S, 3].
 
-        Row i has the z of number i, and what is between two classes is mixed of them, see
-        `sampling.mix_classes`. The other arguments, and what is raised, are those of `sample`.
+        Row i has the z of image i. See `sampling.mix_classes` for the classes in between. `sample`
+        describes the other arguments and the errors. At least two classes are required.
         """
         if len(classes) < 2:
             raise UserError(
-                'An interpolation between classes needs two of them or more: name them.'
+                f'An interpolation between classes needs at least two, not {len(classes)}: name '
+                'two or more classes.'
             )
         z = self.noise(n, seed, truncation).repeat(steps, axis=0)
         corners = np.eye(len(self.class_names))[self.labels(classes, len(classes))]
@@ -191,7 +198,7 @@ class Model:
     # ---- The discriminator. --------------------------------------------------------------------
 
     def discriminate(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The discriminator's logits, float32 [n]: the higher, the more like training pictures.
+        """The discriminator's logits, float32 [n]. Higher logits mean more realistic images.
 
         Images are uint8 [n, S, S, 3], labels int32 [n].
         """
@@ -203,7 +210,7 @@ def load(
     checkpoint: str | int = 'newest',
     config: ml_collections.ConfigDict | None = None,
 ) -> Model:
-    """Freezes a checkpoint of a run: the averaged generator, if there is one.
+    """Loads and freezes a checkpoint of a run: the averaged generator if the run has one.
 
     Reads only the run's folder; the training data are not needed.
 
@@ -213,15 +220,17 @@ def load(
       config: see `create_loader`.
 
     Raises:
-      UserError: when there is no such run or checkpoint, or it is of another configuration.
+      UserError: if there is no such run or checkpoint, or it has another configuration.
     """
     return load_one(create_loader(workdir, config), checkpoint)
 
 
 def load_one(load_each: Callable[[str | int], Iterator[Model]], checkpoint: str | int) -> Model:
-    """The model of a single checkpoint, see `load`, by what `create_loader` has built."""
+    """Loads the model of one checkpoint with `load_each` of `create_loader`."""
     if checkpoint == 'all':
-        raise UserError('One checkpoint is asked for: choose newest, best or a step.')
+        raise UserError(
+            'Only one checkpoint can be used here, not all: choose newest, best or a step.'
+        )
     (model,) = load_each(checkpoint)
     return model
 
@@ -229,18 +238,18 @@ def load_one(load_each: Callable[[str | int], Iterator[Model]], checkpoint: str 
 def create_loader(
     workdir: str | os.PathLike, config: ml_collections.ConfigDict | None = None
 ) -> Callable[[str | int], Iterator[Model]]:
-    """Builds `load_each(which) -> models` for one run, whose models share what is compiled.
+    """Builds `load_each(which)`, which yields models of a run that share compiled programs.
 
-    `which` is 'newest', 'best', 'all' or a step; models of several steps come in their order.
+    `which` is 'newest', 'best', 'all' or a step. Models are in the order of the steps.
 
     Args:
       workdir: the run's folder.
-      config: the run's configuration, in which what does not change the networks may differ; by
-        default as the folder has it.
+      config: the run's configuration; keys that do not change the networks may differ. Read from
+        the folder by default.
 
     Raises:
-      UserError: when there is no such run, or `checks.check` refuses its configuration; and
-        `load_each` does.
+      UserError: if there is no such run, or `checks.check` refuses its configuration. `load_each`
+        raises it if there is no such checkpoint.
     """
     run = RunFolder(Path(workdir))
     config, class_names = config or run.config(), run.class_names()
@@ -271,24 +280,24 @@ def labels_of(
     classes: Classes | None = None,
     n: int = 16,
 ) -> np.ndarray:
-    """The labels of n images of some classes in turn, int32 [n], see `Model.sample`."""
+    """The labels of n images whose classes cycle, int32 [n]. See `Model.sample`."""
     _check_count(n)
     if isinstance(classes, str):
         classes = [classes]
     if classes and config.model.conditioning == 'none':
-        raise UserError('This generator was trained without classes: ask for none.')
+        raise UserError('This generator was trained without classes: leave out the classes.')
     if not classes:
         return np.arange(n, dtype=np.int32) % len(class_names)
     return np.resize(sampling.class_indices(classes, class_names), n)
 
 
 def randomness(seed: int, truncation: float | None) -> Randomness:
-    """What images depend on beside their numbers and classes; raises UserError out of range."""
+    """Checks a seed and a truncation threshold. Raises UserError if one is out of range."""
     if not 0 <= seed < _SEEDS:
-        raise UserError(f'{seed} is no seed: take one from 0 to {_SEEDS - 1}.')
+        raise UserError(f'The seed {seed} is out of range: choose one from 0 to {_SEEDS - 1}.')
     if truncation is not None and not 0 < truncation <= _MAX_TRUNCATION:
         raise UserError(
-            f'{truncation} is no threshold for the truncation: take one above 0 and up to '
+            f'The truncation {truncation} is out of range: choose a threshold above 0 and at most '
             f'{_MAX_TRUNCATION:g}, or none.'
         )
     threshold = None if truncation is None else np.float32(truncation)
@@ -302,7 +311,7 @@ def _square(row: np.ndarray) -> np.ndarray:
 
 def _check_count(n: int) -> None:
     if n < 1:
-        raise UserError(f'{n} images cannot be drawn: ask for 1 or more.')
+        raise UserError(f'Cannot draw {n} images: choose at least 1.')
 
 
 def _sha256(variables: Variables) -> str:

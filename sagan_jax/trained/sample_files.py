@@ -1,4 +1,4 @@
-"""Images of a trained model, as files: `--mode sample`."""
+"""Writes images of a trained model to files: `--mode sample`."""
 
 import collections
 import json
@@ -23,7 +23,7 @@ from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
 from sagan_jax.trained.model import Model
 
-# What can be drawn, and how many images, or rows of them, by default.
+# What can be drawn, with the default number of images, or of rows for the interpolations.
 KINDS = {
     'samples': 100,
     'noise_interpolation': 8,
@@ -31,7 +31,7 @@ KINDS = {
     'nearest': 8,
     'ranking': 100,
 }
-RECORD = 'samples.json'  # in a folder of samples: what they are
+RECORD = 'samples.json'  # in a folder of samples: their checkpoint and settings
 
 _MAX_IN_A_GRID = 2500
 _NEIGHBOURS = 6
@@ -46,34 +46,37 @@ def write_samples(
     seed: int = 0,
     truncation: float | None = None,
 ) -> None:
-    """Draws images of a model into files.
+    """Draws images of a model and writes them to files.
 
-    'samples' are images 0 … n - 1 of the seed: a grid if `output` ends in .png; arrays 'images',
-    'labels' and 'class_names' if it ends in .npz; otherwise a folder of PNG files, in a folder for
-    each class. Such a folder is finished if it was left unfinished, and added to if n has grown.
+    The kind 'samples' draws images 0 … n - 1 of the seed. It writes a grid if `output` ends in
+    .png, and arrays 'images', 'labels' and 'class_names' if it ends in .npz. Otherwise it writes a
+    folder of PNG files, with a folder for each class. Into an existing folder of the same samples,
+    it writes only the files that are missing.
 
-    The others are pictures: 'noise_interpolation' and 'class_interpolation', a row each; 'ranking',
-    samples in the order of the discriminator's logits; 'nearest', samples beside the training
-    pictures whose features are closest to theirs.
+    The other kinds write one PNG file. 'noise_interpolation' and 'class_interpolation' show one
+    interpolation per row, 'ranking' shows samples in descending order of the discriminator's
+    logits, and 'nearest' shows samples beside the training images nearest to them.
 
     Args:
       model: see `sagan_jax.load`.
       output: a file or a folder.
       kind: one of `KINDS`.
-      classes: names or indices; all by default.
-      n: how many images, or rows; by default as `KINDS` says.
+      classes: names or indices; all classes by default.
+      n: the number of images or rows; see `KINDS` for the default.
       seed, truncation: see `Model.sample`.
 
     Raises:
-      UserError: for what `Model.sample` refuses, a kind that there is not, a folder that holds
-        anything else, and when something cannot be written.
+      UserError: if there is no such kind, `Model.sample` refuses an argument, the folder holds
+        something else, or a file cannot be written.
     """
     if kind not in KINDS:
-        raise UserError(f'There is no kind {kind!r}: choose {", ".join(KINDS)}.')
+        raise UserError(f'Cannot draw {kind!r}: choose {", ".join(KINDS)}.')
     n = KINDS[kind] if n is None else n
     is_picture = output.suffix == '.png'
     if kind != 'samples' and not is_picture:
-        raise UserError(f'{kind} is one picture: give an --output that ends in .png.')
+        raise UserError(
+            f'{kind} writes one image: give an --output that ends in .png, not {output}.'
+        )
     write = _write_arrays if output.suffix == '.npz' else _write_folder
     try:
         if is_picture:
@@ -82,13 +85,13 @@ def write_samples(
             write(model, output, classes, n, seed, truncation)
     except OSError as error:
         raise UserError(
-            f'{output} cannot be written ({error.strerror or error}): make room, or choose another '
-            '--output.'
+            f'{output} cannot be written ({error.strerror or error}): free disk space, or choose '
+            'another --output.'
         ) from error
     print(f'written        {output}')
 
 
-# ---- One picture. ------------------------------------------------------------------------------
+# ---- One image. --------------------------------------------------------------------------------
 
 
 def _write_picture(
@@ -102,8 +105,8 @@ def _write_picture(
 ) -> None:
     if n > _MAX_IN_A_GRID:
         raise UserError(
-            f'{n:,} images are too many for one picture: give an --output that ends in .npz, or a '
-            'folder.'
+            f'{n:,} images are too many for one PNG file, at most {_MAX_IN_A_GRID:,}: give an '
+            '--output that ends in .npz, or a folder.'
         )
     if kind.endswith('interpolation'):
         in_noise = kind == 'noise_interpolation'
@@ -118,9 +121,9 @@ def _write_picture(
         figure = figures.neighbours_figure(images, found.images, found.distances)
         figures.save_figure(path, figure)
         print(
-            'nearest        training picture, median distance: '
+            'nearest        training image, median distance: '
             f'{np.median(found.distances[:, 0]):.3g} from a sample, '
-            f'{np.median(found.among_images):.3g} from another training picture'
+            f'{np.median(found.among_images):.3g} from another training image'
         )
         return None
     columns = math.isqrt(n - 1) + 1
@@ -129,12 +132,12 @@ def _write_picture(
         logits = model.discriminate(images, labels)
         images = images[np.argsort(-logits)]
         print(f'ranking        logits from {logits.max():+.3g} to {logits.min():+.3g}')
-    elif 1 < num_classes < n and n % num_classes == 0:  # a row a class
+    elif 1 < num_classes < n and n % num_classes == 0:  # one class per row
         images, columns = sampling.in_rows(images, num_classes), n // num_classes
     return save_png(path, image_grid(images, columns))
 
 
-# ---- Any number of images, in memory for a few batches. ----------------------------------------
+# ---- Any number of images, with a few batches in memory. ----------------------------------------
 
 
 def _write_arrays(
@@ -177,7 +180,7 @@ def _write_folder(
         _check_record(folder, record)
         remove_partial(folder, *(folder / name for name in names))
         missing = np.array([index for index in range(n) if not path(index).exists()], np.int32)
-        print(f'images         {n - len(missing):,} of {n:,} are there already')
+        print(f'images         {n - len(missing):,} of {n:,} exist already')
         if not len(missing):
             return
         stream = model.stream(missing, labels[missing], seed, truncation)
@@ -206,7 +209,7 @@ def _write_folder(
     seconds = time.monotonic() - since
     print(f'               {done:,} in {seconds:.1f} s, {done / seconds:,.0f} images/s')
     if done < len(missing):
-        print(f'interrupted    after {done:,} images: give the same command to go on')
+        print(f'interrupted    after {done:,} images: repeat the command to continue')
         sys.exit(128 + signals[0])
 
 
@@ -221,15 +224,15 @@ def _refuse_busy(folder: Path) -> None:
 
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:
-    """Refuses a folder that holds anything but images of the same checkpoint and settings."""
+    """Refuses a folder unless it is empty or holds images of the same checkpoint and settings."""
     path, other = folder / RECORD, []
     if path.exists():
         try:
-            there = json.loads(path.read_text())
+            written = json.loads(path.read_text())
             other = [
                 f'{key} {found}, not {wanted}'
-                for key, found, wanted in differences(there, record)
-                if not (key == 'num_images' and found < wanted)  # more may be added
+                for key, found, wanted in differences(written, record)
+                if not (key == 'num_images' and found < wanted)  # images may be added
             ]
         except (ValueError, TypeError, AttributeError):
             other = [f'{RECORD} cannot be read']

@@ -1,4 +1,4 @@
-"""An exported generator gives the same images to programs that do not have this package."""
+"""An exported generator draws the same images in programs that do not use this package."""
 
 import json
 import os
@@ -40,14 +40,14 @@ def folder(model, tmp_path_factory):
     return workdir / 'export'
 
 
-def test_the_cards_lines_in_a_process_without_this_package(model, folder):
+def test_the_example_of_the_card_runs_without_this_package(model, folder):
     lines = re.search('```python\n(.*?)```', (folder / 'README.md').read_text(), re.DOTALL)[1]
     assert len(lines.splitlines()) < 12
     without = ('sagan_jax', 'configs', 'flax', 'optax', 'orbax', 'safetensors', 'ml_collections')
     program = f"""
 import sys
 for name in {without}:
-    sys.modules[name] = None  # an import of it fails
+    sys.modules[name] = None  # so that its import fails
 {lines}
 assert images.dtype == np.float32 and pixels.shape == (8, 32, 32, 3)
 results = {{'lines': pixels}}
@@ -67,7 +67,7 @@ np.savez('results.npz', **results)
     assert results['lines'].std() > 1
 
 
-def test_the_program_is_for_every_platform_and_batch_size(folder):
+def test_the_program_supports_all_platforms_and_batch_sizes(folder):
     program = jax.export.deserialize((folder / 'generator.stablehlo').read_bytes())
     assert program.platforms == ('cpu', 'cuda', 'tpu')
     (images,) = program.out_avals
@@ -75,7 +75,7 @@ def test_the_program_is_for_every_platform_and_batch_size(folder):
     assert images.dtype == np.float32
 
 
-def test_weights_read_back_give_the_same_images(model, folder):
+def test_exported_weights_draw_the_same_images(model, folder):
     frozen = unflatten_dict(load_file(folder / 'generator.safetensors'), sep='/')
     jax.tree.map(np.testing.assert_array_equal, frozen, jax.device_get(model.generator))
     config = ml_collections.ConfigDict(
@@ -88,7 +88,7 @@ def test_weights_read_back_give_the_same_images(model, folder):
     np.testing.assert_allclose(images, model.generate(z, labels), atol=1e-5)
 
 
-def test_the_card_tells_what_it_is(model, folder):
+def test_the_card_describes_the_generator(model, folder):
     card = (folder / 'README.md').read_text()
     assert 'Classes: 0 class0, 1 class1, 2 class2.' in card
     assert '| `fid10k_train` | 12.35 | – | 10,000 samples; 20,000 images of made/1.0.0' in card
@@ -106,7 +106,7 @@ def test_the_card_tells_what_it_is(model, folder):
     assert 'has not been scored' in export.card(model, [])
 
 
-def test_a_folder_that_cannot_be_written(model, tmp_path):
+def test_an_unwritable_folder_is_reported(model, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'file/generator\.stablehlo cannot be written'):
         export.export(model, tmp_path, tmp_path / 'file')

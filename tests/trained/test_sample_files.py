@@ -1,4 +1,4 @@
-"""Samples as files: each there once and whole, whatever happened before."""
+"""Sample files: each is written once and whole, also after an interruption."""
 
 import dataclasses
 import json
@@ -32,14 +32,14 @@ def read(path):
 
 
 def files(folder):
-    """The files below a folder, without the lock that stays there."""
+    """The files in a folder and its subfolders, without the lock file."""
     found = (path for path in folder.rglob('*') if path.is_file() and path.name != '.lock')
     return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def assert_complete(folder, model, n, seed=0):
-    """Every image of the seed, once, in the folder of its class, and nothing else."""
-    names = [f'class{number % 3}/{number:06d}.png' for number in range(n)]
+    """Asserts that the folder holds each image of the seed, in the folder of its class, only."""
+    names = [f'class{index % 3}/{index:06d}.png' for index in range(n)]
     assert files(folder) == sorted([*names, 'samples.json'])
     found = np.stack([read(folder / name) for name in names]).astype(int)
     assert np.abs(found - model.sample(n=n, seed=seed)).max() <= 1
@@ -48,18 +48,18 @@ def assert_complete(folder, model, n, seed=0):
 # ---- Folders. ----------------------------------------------------------------------------------
 
 
-def test_a_folder_that_was_left_unfinished_is_finished(model, tmp_path, capsys):
+def test_an_unfinished_folder_is_completed(model, tmp_path, capsys):
     folder = tmp_path / 'deep' / 'folder'
     write_samples(model, folder, n=70)
     assert_complete(folder, model, 70)
 
     for name in ('class1/000001.png', 'class2/000068.png'):
         (folder / name).unlink()
-    partial_path(folder / 'class1' / 'a.png').write_bytes(b'half a picture')
+    partial_path(folder / 'class1' / 'a.png').write_bytes(b'half an image')
     before = {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
     write_samples(model, folder, n=70)
     assert_complete(folder, model, 70)
-    assert '68 of 70 are there already' in capsys.readouterr().out
+    assert '68 of 70 exist already' in capsys.readouterr().out
     written = {n for n in files(folder) if before.get(n) != (folder / n).stat().st_mtime_ns}
     assert written == {'class1/000001.png', 'class2/000068.png', 'samples.json'}
 
@@ -67,7 +67,7 @@ def test_a_folder_that_was_left_unfinished_is_finished(model, tmp_path, capsys):
     assert_complete(folder, model, 75)
 
 
-def test_killed_and_started_again(trained_workdir, model, tmp_path):
+def test_a_killed_command_resumes(trained_workdir, model, tmp_path):
     folder, n = tmp_path / 'folder', 2000
     flags = ['--workdir', str(trained_workdir), '--output', str(folder), '--num_images', str(n)]
     command = [sys.executable, '-m', 'sagan_jax.main', '--mode', 'sample', *flags]
@@ -91,7 +91,7 @@ def test_a_generator_without_classes_needs_no_class_folders(model, tmp_path):
     assert files(tmp_path / 'folder') == ['000000.png', '000001.png', 'samples.json']
 
 
-def test_folders_of_something_else_are_refused(model, tmp_path):
+def test_a_folder_of_other_samples_is_refused(model, tmp_path):
     folder = tmp_path / 'folder'
     write_samples(model, folder, n=2, classes=['class1'])
     before = files(folder)
@@ -120,21 +120,21 @@ def test_folders_of_something_else_are_refused(model, tmp_path):
         write_samples(model, (tmp_path / 'file'), n=2)
 
 
-def test_two_processes_do_not_write_to_one_folder(model, tmp_path):
+def test_two_processes_cannot_write_to_one_folder(model, tmp_path):
     busy = pytest.raises(UserError, match=f'Another process is writing to {tmp_path}')
     with locked(tmp_path / '.lock'), busy:
         write_samples(model, tmp_path, n=2)
     write_samples(model, tmp_path, n=2)
 
 
-def test_mistakes_leave_nothing_behind(model, tmp_path):
+def test_refused_arguments_write_no_files(model, tmp_path):
     for settings in ({'n': 0}, {'truncation': 0.0}, {'seed': -1}, {'classes': ['9']}):
         with pytest.raises(UserError):
             write_samples(model, tmp_path / 'folder', **settings)
     assert files(tmp_path) == []
     with pytest.raises(UserError, match=r'ends in \.png'):
         write_samples(model, tmp_path / 'folder', 'ranking')
-    with pytest.raises(UserError, match="no kind 'maps': choose samples, noise_inter"):
+    with pytest.raises(UserError, match="Cannot draw 'maps': choose samples, noise_inter"):
         write_samples(model, tmp_path / 'maps.png', 'maps')
     with pytest.raises(UserError, match='3,000 images are too many'):
         write_samples(model, tmp_path / 'all.png', n=3000)
@@ -143,7 +143,7 @@ def test_mistakes_leave_nothing_behind(model, tmp_path):
 # ---- Files. ------------------------------------------------------------------------------------
 
 
-def test_arrays(model, tmp_path):
+def test_an_npz_file_holds_images_labels_and_class_names(model, tmp_path):
     write_samples(model, tmp_path / 'all.npz', classes=['1', '0'], n=70, seed=2, truncation=1.5)
     with np.load(tmp_path / 'all.npz') as arrays:
         expected = model.sample(['1', '0'], n=70, seed=2, truncation=1.5)
@@ -152,7 +152,7 @@ def test_arrays(model, tmp_path):
         assert list(arrays['class_names']) == ['class0', 'class1', 'class2']
 
 
-def test_a_grid_has_a_row_a_class(model, tmp_path):
+def test_a_grid_shows_one_class_per_row(model, tmp_path):
     write_samples(model, tmp_path / 'grid.png', n=6)
     expected = model.sample(n=6)[[0, 3, 1, 4, 2, 5]]
     np.testing.assert_array_equal(read(tmp_path / 'grid.png'), image_grid(expected, 2))
@@ -161,7 +161,7 @@ def test_a_grid_has_a_row_a_class(model, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / 'grid.png'), expected)
 
 
-def test_ranking_begins_with_the_highest_logit(model, tmp_path):
+def test_a_ranking_starts_with_the_highest_logit(model, tmp_path):
     write_samples(model, tmp_path / 'ranking.png', 'ranking', n=6)
     images = model.sample(n=6)
     order = np.argsort(model.discriminate(images, model.labels(n=6)))[::-1]
@@ -169,7 +169,7 @@ def test_ranking_begins_with_the_highest_logit(model, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / 'ranking.png'), expected)
 
 
-def test_interpolations_are_rows(model, tmp_path):
+def test_interpolations_show_one_row_each(model, tmp_path):
     write_samples(model, tmp_path / 'noise.png', 'noise_interpolation', n=2)
     assert read(tmp_path / 'noise.png').shape == (2 * 66 + 2, 8 * 66 + 2, 3)
     write_samples(model, tmp_path / 'classes.png', 'class_interpolation', ['0', '2'], n=3)
