@@ -1,4 +1,4 @@
-"""What a run's server answers, whoever asks: the report, the page /draw and its drawings."""
+"""The answers of a run's server: the report, the page /draw and its drawings."""
 
 import hashlib
 import ipaddress
@@ -16,7 +16,7 @@ from sagan_jax.run.folder import RunFolder
 from sagan_jax.viewing import page, report, requests
 from sagan_jax.viewing.requests import Refused
 
-_REPORT_SECONDS = 3  # for which a report is fresh
+_REPORT_SECONDS = 3  # after which a report is built again
 
 
 class Answer(NamedTuple):
@@ -29,14 +29,14 @@ class Answer(NamedTuple):
 
 
 def create_answers(workdir: Path, local: bool) -> Callable[[str, str], Answer]:
-    """Builds `answer(host, target) -> Answer`, of a header Host and a path with its query.
+    """Builds `answer(host, target) -> Answer`; `host` is the header Host, `target` path and query.
 
     Any number of threads may call it.
 
     Args:
       workdir: the run's folder.
-      local: whether to refuse requests under other names than this machine's own, which a foreign
-        page may have pointed at it.
+      local: whether to refuse hosts other than this machine's own names. Another web page can
+        point its own name at this server.
 
     Raises:
       UserError: when there is no run.
@@ -48,21 +48,21 @@ def create_answers(workdir: Path, local: bool) -> Callable[[str, str], Answer]:
             'draw.html',
             name=workdir.resolve().name,
             class_names=() if config.model.conditioning == 'none' else class_names,
-            most_images=requests.MOST_IMAGES,
-            greatest_seed=requests.GREATEST_SEED,
+            max_images=requests.MAX_IMAGES,
+            max_seed=requests.MAX_SEED,
         )
     )
     answers = {'/': _create_report(workdir), '/draw': lambda query: draw_page}
     for name, draw in requests.create_drawings(workdir).items():
-        answers[f'/{name}'] = lambda query, draw=draw: _json(draw(query))
+        answers[f'/{name}'] = _in_json(draw)
 
-    def answer(host, target):
+    def answer(host: str, target: str) -> Answer:
         try:
             if local and not is_loopback(_name(host)):
-                raise Refused(403, 'This server answers only under the name localhost.')
+                raise Refused(403, 'This server answers at localhost only: open that address.')
             path, _, query = target.partition('?')
             if path not in answers:
-                raise Refused(404, 'There is no such page: take / or /draw.')
+                raise Refused(404, 'There is no such page: open / or /draw.')
             return answers[path](query)
         except Refused as refused:
             return sentence(*refused.args)
@@ -70,32 +70,34 @@ def create_answers(workdir: Path, local: bool) -> Callable[[str, str], Answer]:
             return sentence(400, str(error))
         except Exception:
             traceback.print_exc()
-            return sentence(500, 'The server failed: its terminal shows the error.')
+            return sentence(500, 'The server failed: see the error in its terminal.')
 
     return answer
 
 
 def _create_report(workdir: Path) -> Callable[[str], Answer]:
-    """Builds an answer with the report, which is made again once it is a few seconds old."""
-    one_at_a_time, made, when = threading.Lock(), None, 0.0
+    """Builds the answer with the report, which is built again when it is a few seconds old."""
+    lock = threading.Lock()
+    built: Answer | None = None
+    built_at = 0.0
 
-    def answer(query):
-        nonlocal made, when
-        with one_at_a_time:
-            if made is None or time.monotonic() > when + _REPORT_SECONDS:
+    def answer(query: str) -> Answer:
+        nonlocal built, built_at
+        with lock:
+            if built is None or time.monotonic() > built_at + _REPORT_SECONDS:
                 try:
                     text = report.html(workdir, served=True)
                 except UserError as error:
                     raise Refused(503, str(error)) from error
-                made = _html(text, f'"{hashlib.sha256(text.encode()).hexdigest()}"')
-                when = time.monotonic()
-            return made
+                built = _html(text, f'"{hashlib.sha256(text.encode()).hexdigest()}"')
+                built_at = time.monotonic()
+            return built
 
     return answer
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own, out of reach for others."""
+    """Whether only this machine can reach a name or address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -112,10 +114,10 @@ def _html(text: str, etag: str = '') -> Answer:
     return Answer(200, 'text/html; charset=utf-8', text.encode(), etag)
 
 
-def _json(value: Any) -> Answer:
-    return Answer(200, 'application/json', json.dumps(value).encode())
+def _in_json(draw: Callable[[str], dict[str, Any]]) -> Callable[[str], Answer]:
+    return lambda query: Answer(200, 'application/json', json.dumps(draw(query)).encode())
 
 
 def sentence(status: int, text: str) -> Answer:
-    """An answer in a sentence of plain text."""
+    """An answer of one sentence in plain text."""
     return Answer(status, 'text/plain; charset=utf-8', text.encode())

@@ -1,4 +1,4 @@
-"""Curves over steps, laid out for templates/macros.html to draw them as SVG.
+"""Lays out curves over steps; templates/macros.html draws them as SVG.
 
 templates/page.js shows their values under the pointer.
 """
@@ -19,9 +19,9 @@ _DASHES = ('', '6 4', '2 4')
 
 
 class Curve(NamedTuple):
-    """The thin lines of single runs, and the thick one of their mean.
+    """The points of single runs, drawn thin, and of their mean, drawn thick.
 
-    `style` is the index of its colour; beyond the colours, the curve is dashed.
+    `style` is the index of a colour; from `len(COLOURS)` on, the curve is dashed.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Curve(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A number beside an axis, and its place along this in the units of the SVG."""
+    """A number beside an axis; `place` is its coordinate in the SVG."""
 
     place: float
     text: str
@@ -58,9 +58,9 @@ class Drawn(NamedTuple):
     """A curve with its lines as coordinates of an SVG.
 
     Attributes:
-      pairs: step:value of the mean, for the pointer.
-      thin: the single runs; none if there is only one.
-      thick: the mean.
+      pairs: step:value of the mean, shown under the pointer.
+      thin: the lines of single runs; empty if there is only one run.
+      thick: the line of the mean.
     """
 
     curve: Curve
@@ -75,7 +75,7 @@ class Chart(NamedTuple):
     Attributes:
       values: ticks of the vertical axis.
       steps: ticks of the horizontal axis.
-      logarithmic: whether the vertical axis is.
+      logarithmic: whether the vertical axis is logarithmic.
     """
 
     title: str
@@ -84,15 +84,16 @@ class Chart(NamedTuple):
     curves: list[Drawn]
     logarithmic: bool
 
-    # The same for all: the size of the SVG, and the edges of the field with the curves.
+    # Shared by all charts: the size of the SVG and the edges of the plot.
     width, height = 480, 300
     left, right, top, bottom = 52, 468, 30, 260
 
 
 def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> Chart:
-    """Lays out curves, at least one of which has a point.
+    """Lays out curves; at least one must have a point.
 
-    `logarithmic` asks for a logarithmic scale where values span more than a decade.
+    `logarithmic` asks for a logarithmic scale, used if all values are positive and the largest is
+    more than `LOGARITHMIC_FROM` times the smallest.
     """
     points = [point for curve in curves for run in curve.runs for point in run]
     low, high = min(y for _, y in points), max(y for _, y in points)
@@ -100,14 +101,14 @@ def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> Cha
     last = max(x for x, _ in points) or 1
     values = _decades(low, high) if logarithmic else _round_numbers(low, high)
     low, high = min(low, values[0]), max(high, values[-1])
-    bend = math.log if logarithmic else float
+    scale = math.log if logarithmic else float
 
     def across(x: float) -> float:
         return Chart.left + (Chart.right - Chart.left) * x / last
 
     def up(y: float) -> float:
-        share = (bend(y) - bend(low)) / ((bend(high) - bend(low)) or 1)
-        return Chart.bottom - (Chart.bottom - Chart.top) * share
+        fraction = (scale(y) - scale(low)) / ((scale(high) - scale(low)) or 1)
+        return Chart.bottom - (Chart.bottom - Chart.top) * fraction
 
     def line(points: Points) -> str:
         return ' '.join(f'{across(x):.1f},{up(y):.1f}' for x, y in points)
@@ -127,7 +128,7 @@ def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> Cha
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Four to eight round numbers from `low` or below it to `high` or above it."""
+    """Four to eight round numbers that enclose `low` and `high`."""
     span = (high - low) or abs(high) or 1
     unit = 10 ** math.floor(math.log10(span))
     step = next(unit * part for part in (0.1, 0.2, 0.5, 1, 2) if span / (unit * part) <= 6)
@@ -136,7 +137,7 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten, from `low` or below it to `high` or above it."""
+    """1, 2 and 5 times powers of ten that enclose `low` and `high`."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [part * 10**power for power in powers for part in (1, 2, 5)]
     first = max(mark for mark in marks if mark <= low)

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: their templates, and images as data URIs."""
+"""Self-contained HTML pages: their templates, and images as data URIs."""
 
 import base64
 import functools
@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-IMAGE_WIDTH = 664  # a grid of ten images as 64×64
+IMAGE_WIDTH = 664  # a grid with ten columns of 64×64
 
 _TEMPLATES = resources.files('sagan_jax.viewing') / 'templates'
 
@@ -28,21 +28,21 @@ class Figure(NamedTuple):
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a file of templates/, in which all values are escaped.
+    """Renders a file of templates/ with all values escaped.
 
     Raises:
-      jinja2.UndefinedError: when the template uses a value that is not given.
+      jinja2.UndefinedError: when the template uses a value that was not given.
     """
     return engine().get_template(template).render(values)
 
 
 @functools.cache
 def engine() -> jinja2.Environment:
-    """The templates of all pages.
+    """The Jinja environment of all pages.
 
-    Beside Jinja's own functions they have `source(*names)`, the text of style sheets or scripts of
-    templates/, and the filters `sha256`, the hash of a text in a content security policy,
-    `thousands` and `short`, which format numbers.
+    It adds the function `source(*names)`, the text of style sheets or scripts in templates/, and
+    three filters: `sha256` hashes a text for a content security policy; `thousands` and `short`
+    format numbers.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('sagan_jax.viewing'),
@@ -75,19 +75,19 @@ def _sha256(text: str) -> str:
 
 
 def figure(path: Path, caption: str) -> Figure:
-    """An image file with its caption, made smaller if it is large."""
+    """An image file with its caption, reduced to `IMAGE_WIDTH` if it is wider."""
     return Figure(caption, _small(path, path.stat().st_mtime_ns))
 
 
 def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
-    """An image, RGB or uint8 [H, W, 3], as a data URI; lossy WebP is a quarter of PNG."""
+    """An image, RGB or uint8 [H, W, 3], as WebP in a data URI; lossy takes a quarter of PNG."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     file = io.BytesIO()
     image.save(file, format='WEBP', quality=85, method=2, lossless=lossless)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
-@functools.lru_cache(64)  # a run rewrites its page often, with few new images
+@functools.lru_cache(64)  # a run rewrites its page often, and few images are new
 def _small(path: Path, changed: int) -> str:
     with Image.open(path) as image:
         image = image.convert('RGB')

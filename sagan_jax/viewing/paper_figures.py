@@ -17,18 +17,18 @@ from sagan_jax.trained.model import Model, create_loader, load_one
 
 ROWS, COLUMNS, POINTS = 6, 10, 5
 
-Drawn = Iterator[tuple[str, Figure | np.ndarray]]  # names and figures, or grids uint8 [H, W, 3]
+Drawn = Iterator[tuple[str, Figure | np.ndarray]]  # names with figures or uint8 grids [H, W, 3]
 
 
 class Request(NamedTuple):
-    """What figures are drawn of.
+    """What the figures show.
 
     Attributes:
-      run: its folder.
+      run: the run's folder.
       load_each: see `create_loader`.
-      model: of the checkpoint that was asked for.
-      labels: of the classes to draw, int32 [k].
-      points: query locations, rows and columns in pixels; none for points chosen for each image.
+      model: the model of the requested checkpoint.
+      labels: the classes to draw, int32 [k].
+      points: query locations as (row, column) in pixels; empty to choose them for each image.
     """
 
     run: RunFolder
@@ -46,7 +46,7 @@ def illustrate(
     classes: Sequence[str] = (),
     points: Sequence[tuple[int, int]] = (),
 ) -> list[Path]:
-    """Writes figures of a run to `figures/`: grids of images as PNG, all others as PDF too.
+    """Writes figures of a run to `figures/`: grids of images as PNG, others as PNG and PDF.
 
     Samples are images 0, 1, … of the run's own seed, as in its sample grids, see `Model.sample`.
 
@@ -54,16 +54,16 @@ def illustrate(
       config: the run's configuration.
       workdir: the run's folder.
       which: the checkpoint: 'newest', 'best' or a step.
-      kinds: some of `KINDS`; 'all', or none, for all that this configuration has.
-      classes: names or numbers of the classes to draw; evenly among all by default.
-      points: query locations, rows and columns in pixels; chosen for each image by default.
+      kinds: keys of `KINDS`; 'all', or an empty sequence, for all that this configuration has.
+      classes: names or indices of the classes to draw; evenly spaced among all by default.
+      points: query locations as (row, column) in pixels; chosen for each image by default.
 
     Returns:
       The files written.
 
     Raises:
-      UserError: for a kind, class, point or checkpoint that does not exist, and for attention of
-        networks without any.
+      UserError: for an unknown kind, class, point or checkpoint, and for attention maps of
+        networks without attention.
     """
     kinds = _chosen_kinds(config, kinds)
     _check_points(points, config.dataset.image_size)
@@ -86,7 +86,7 @@ def illustrate(
 def attention_maps(request: Request) -> Drawn:
     """Maps of the last attention block of each network (SAGAN, figures 1 and 5).
 
-    Those of the generator on its samples, those of the discriminator on real images.
+    The generator's maps are of its samples, the discriminator's of real images.
     """
     model, labels = request.model, np.resize(request.labels, ROWS)
     generator, discriminator = model.networks
@@ -101,7 +101,7 @@ def attention_maps(request: Request) -> Drawn:
 
 
 def curves(request: Request) -> Drawn:
-    """Every gamma and the largest σ over training."""
+    """Every gamma, and the largest σ of each network, over training."""
     history = _history(request.run)
     for name, ylabel in (('gamma', 'gamma'), ('sigma', 'largest σ before normalisation')):
         found = {key: curve for key, curve in history.items() if name in key}
@@ -117,7 +117,7 @@ def class_rows(request: Request) -> Drawn:
 
 
 def evolution(request: Request) -> Drawn:
-    """The same noise at every checkpoint that is there, one per row (SAGAN, figure 4)."""
+    """The same noise at every kept checkpoint, one checkpoint per row (SAGAN, figure 4)."""
     labels = np.resize(request.labels, COLUMNS)
     rows = [_images(model, labels) for model in request.load_each('all')]
     yield 'evolution', image_grid(np.concatenate(rows), COLUMNS)
@@ -151,7 +151,10 @@ def _chosen_kinds(config: ml_collections.ConfigDict, kinds: Sequence[str]) -> Se
 def _check_points(points: Sequence[tuple[int, int]], size: int) -> None:
     for point in points:
         if not all(0 <= value < size for value in point):
-            raise UserError(f'The point {point} lies outside the {size}×{size} pixels.')
+            raise UserError(
+                f'The point {point} lies outside the {size}×{size} pixels: choose rows and columns '
+                f'from 0 to {size - 1}.'
+            )
 
 
 def _save(folder: Path, name: str, drawn: Figure | np.ndarray) -> list[Path]:
@@ -167,7 +170,7 @@ def _save(folder: Path, name: str, drawn: Figure | np.ndarray) -> list[Path]:
     return paths
 
 
-# ---- What they show. ---------------------------------------------------------------------------
+# ---- The data of the figures. ------------------------------------------------------------------
 
 
 def _images(model: Model, labels: np.ndarray) -> np.ndarray:
@@ -191,7 +194,10 @@ def _attention_figure(
 def _real_images(
     config: ml_collections.ConfigDict, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image of each label, as far as the first ones have any, and the labels they have."""
+    """A real image of each label, and the images' labels.
+
+    Searches the first 2,000 images; a label that is not among them gets an image of another one.
+    """
     source = data.load(config.dataset, 'train')
     images, seen = next(data.batches(source, config.seed, min(len(source), 2000)))
     rows = [np.flatnonzero(seen == label) for label in labels]

@@ -1,4 +1,4 @@
-"""Scores that differ in their protocols: their titles, and the protocols in words."""
+"""Titles of scores under several protocols, and the protocols in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ _HASH = 12  # characters of a SHA-256
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Titles of scores: their names, with a number after each that occurs several times."""
+    """Titles of scores: their names, numbered if the same name occurs several times."""
     return [
         name if names.count(name) == 1 else f'{name} ({names[: index + 1].count(name)})'
         for index, name in enumerate(names)
@@ -17,15 +17,15 @@ def numbered(names: Sequence[str]) -> list[str]:
 def in_words(
     titles: Sequence[str], protocols: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """What the protocols share, then what each has besides.
+    """What the protocols have in common, then what each adds.
 
     Args:
       titles: of the scores.
-      protocols: one for each title; what they call 'name' is left out.
+      protocols: one for each title; their key 'name' is left out.
 
     Returns:
-      Pairs of a title and its words. The first is 'in common': the keys that several protocols
-      have, with one value in all of them. It is missing when there are no such keys.
+      Pairs of a title and its words. The first is 'in common': the keys that at least two
+      protocols have, always with the same value. It is left out if there are none.
     """
     keys = dict.fromkeys(key for protocol in protocols for key in protocol if key != 'name')
     shared = {}

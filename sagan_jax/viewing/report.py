@@ -1,11 +1,11 @@
-"""The report of a run: `report.html`, one file that needs no other."""
+"""The report of a run: `report.html`, one self-contained file."""
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -19,8 +19,8 @@ from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart, Curve, Points
 from sagan_jax.viewing.page import Figure
 
-_MOST_POINTS = 300  # of a curve
-_MOST_GRIDS = 24  # of a slider
+_MAX_POINTS = 300  # of a curve
+_MAX_GRIDS = 24  # of the slider
 
 # Metrics in the order of their charts; any others follow under their own names.
 _TITLES = {
@@ -34,6 +34,8 @@ _TITLES = {
 }
 _NETWORKS = ('generator', 'discriminator')
 
+Item = TypeVar('Item')
+
 
 def write(workdir: Path) -> None:
     """Writes `report.html` into a run's folder; raises what `html` does."""
@@ -44,11 +46,11 @@ def write(workdir: Path) -> None:
 def html(workdir: Path, served: bool = False) -> str:
     """The report of a run. Reads only the run's folder; the training data are not needed.
 
-    A long run is thinned out to 300 points of each curve and 24 sample grids.
+    Shows at most 300 points of each curve and 24 sample grids, evenly spaced.
 
     Args:
-      workdir: the run's folder. Everything in it except config.json may be missing.
-      served: whether the page comes from a server, which it then asks for news.
+      workdir: the run's folder; only its config.json is required.
+      served: whether a server delivers the page, which then asks the server for updates.
 
     Raises:
       UserError: when there is no run.
@@ -88,8 +90,8 @@ def html(workdir: Path, served: bool = False) -> str:
 
 
 def _scores(run: RunFolder) -> list[list[Row]]:
-    """The scores over the steps, a list for each name and protocol."""
-    series = {}
+    """The scores over the steps, one list for each name and protocol."""
+    series: dict[str, list[Row]] = {}
     for rows in run.all_scores().values():
         for row in rows:
             key = json.dumps(identity(row) | {'step': None}, sort_keys=True)
@@ -98,7 +100,7 @@ def _scores(run: RunFolder) -> list[list[Row]]:
 
 
 def _grid_rows(run: RunFolder) -> list[str]:
-    """What the rows of the sample grids are called; nothing without classes."""
+    """The class of each row of the sample grids; empty without classes."""
     config, names = run.config(), run.class_names()
     if config.model.conditioning == 'none' or len(names) < 2:
         return []
@@ -120,17 +122,17 @@ def _figures(captions: Mapping[Path, str]) -> list[Figure]:
 
 
 def _evolution(grids: Mapping[int, Path]) -> list[Figure]:
-    steps = _evenly(list(grids), _MOST_GRIDS)
+    steps = _evenly_spaced(list(grids), _MAX_GRIDS)
     return [page.figure(grids[step], f'step {step:,}') for step in steps]
 
 
 def _class_rows(
     run: RunFolder, grids: Mapping[int, Path], classes: Sequence[str]
 ) -> list[tuple[str, list[Figure]]]:
-    """For each class its name, its row of the last sample grid and its row of real images."""
+    """For each class: its name, and its rows of the last sample grid and of real images."""
     if not classes or not grids:
         return []
-    found = [(name, []) for name in classes]
+    found: list[tuple[str, list[Figure]]] = [(name, []) for name in classes]
     sources = {'samples': grids[max(grids)], 'real images': run.reals}
     for kind, path in sources.items():
         if not path.exists():
@@ -183,25 +185,25 @@ def _curves(metrics: Iterable[Mapping[str, float]], scores: set[str]) -> list[Ch
 
 
 def _coloured(kind: str, group: Mapping[tuple[str, str], Points]) -> list[Curve]:
-    """The curves of one kind: each network has a colour, its further curves are dashed."""
+    """The curves of one kind: one colour per network, further curves of it dashed."""
     curves: list[Curve] = []
     for owner, where in sorted(group, key=lambda key: (_accent(key[0]), int(key[1] or 0))):
         accent = _accent(owner)
         before = sum(curve.style % len(charts.COLOURS) == accent for curve in curves)
-        points = _evenly(group[owner, where], _MOST_POINTS)
+        points = _evenly_spaced(group[owner, where], _MAX_POINTS)
         style = accent + before * len(charts.COLOURS)
         curves.append(_curve(f'{owner} {where}'.strip() or kind, points, style))
     return curves
 
 
 def _parse(name: str) -> tuple[str, str, str]:
-    """The owner, kind and resolution in a metric's name; '' for those that it lacks."""
+    """The owner, kind and resolution in a metric's name; '' for a part that it lacks."""
     found = re.fullmatch(r'(generator|discriminator|real|fake)_(\D+)(\d*)', name)
-    return found.groups() if found else ('', name, '')
+    return (found[1], found[2], found[3]) if found else ('', name, '')
 
 
 def _accent(owner: str) -> int:
-    """The index of an owner's colour; logits on fakes have the generator's."""
+    """The index of an owner's colour; logits on fakes share the generator's."""
     return int(owner in ('discriminator', 'real'))
 
 
@@ -210,11 +212,11 @@ def _curve(name: str, points: Points, style: int) -> Curve:
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The whole configuration."""
+    """Every key of the configuration with its value."""
     return [(key, json.dumps(value)) for key, value in flatten_dict(config, sep='.').items()]
 
 
-def _evenly(items: Sequence, most: int) -> list:
-    """At most `most` of the items, evenly spaced, including the first and the last."""
-    chosen = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+def _evenly_spaced(items: Sequence[Item], max_items: int) -> list[Item]:
+    """At most `max_items` of the items, evenly spaced, including the first and the last."""
+    chosen = np.linspace(0, len(items) - 1, min(len(items), max_items)).round().astype(int)
     return [items[index] for index in chosen]

@@ -17,17 +17,17 @@ from sagan_jax.run.folder import RunFolder
 from sagan_jax.trained.model import Model, create_loader, labels_of, randomness
 from sagan_jax.viewing import page
 
-MOST_IMAGES = 64
-GREATEST_SEED = 2**32 - 1
+MAX_IMAGES = 64
+MAX_SEED = 2**32 - 1
 
-_PART = 16  # images drawn in one go, after which another request may have its turn
-_MOST_WAITING = 256  # requests for the device
-_LONGEST_WAIT = 60  # seconds of one of them
-_LONGEST_VALUE = 200  # characters
+_PART = 16  # images drawn at a time; between parts, another request may take its turn
+_MAX_WAITING = 256  # requests for the device
+_MAX_WAIT = 60  # seconds that a request waits
+_MAX_LENGTH = 200  # characters of a value
 
 
 class Refused(Exception):
-    """A request that is refused; the arguments are the HTTP status and a sentence."""
+    """A refused request; the arguments are the HTTP status and a sentence."""
 
 
 class _Run(NamedTuple):
@@ -39,10 +39,10 @@ class _Run(NamedTuple):
 
 
 def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]:
-    """Builds the functions of a query that answer 'samples' and 'attention', for any threads.
+    """Builds the functions that answer the queries 'samples' and 'attention'.
 
-    Both raise UserError at once for a query that is not valid, and `Refused` when the device or a
-    checkpoint is not available.
+    Any number of threads may call them. Both raise UserError at once for an invalid query, and
+    `Refused` when the device or a checkpoint is unavailable.
 
     Raises:
       UserError: when there is no run.
@@ -56,19 +56,21 @@ def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]
 
 
 def _samples(run: _Run, query: str) -> dict[str, Any]:
-    """Images 0 … n - 1 of a seed, see `Model.sample`, as data URIs, with their classes."""
+    """Images 0 … n - 1 of a seed as data URIs, with their classes; see `Model.sample`."""
     asked = _asked(query, ('class', 'seed', 'truncation', 'n'))
-    n = _whole(asked, 'n', 16, 1, MOST_IMAGES)
+    n = _integer(asked, 'n', 16, 1, MAX_IMAGES)
     labels = labels_of(run.config, run.class_names, _classes(asked), n)
     seed, truncation = _randomness(asked)
-    model, images = None, []
+    model: Model | None = None
+    images: list[np.ndarray] = []
     for start in range(0, n, _PART):
-        # Always `_PART` of them, so that there is one program.
+        # Every part has `_PART` images, so that one compiled program draws all.
         indices, some = np.arange(start, start + _PART), np.resize(labels[start:], _PART)
         with run.device() as newest:
             model = model or newest
             for batch in model.stream(indices, some, seed, truncation):
                 images.extend(batch)
+    assert model is not None  # n is at least 1
     conditional = run.config.model.conditioning != 'none'
     return {
         'step': model.step,
@@ -83,17 +85,17 @@ def _samples(run: _Run, query: str) -> dict[str, Any]:
 
 
 def _attention(run: _Run, query: str) -> dict[str, Any]:
-    """The maps of a pixel in one of the samples, see `Model.attention`, layer by layer."""
+    """The attention maps of a pixel of a sample, layer by layer; see `Model.attention`."""
     keys = ('class', 'seed', 'truncation', 'step', 'number', 'row', 'column')
     asked, size = _asked(query, keys), run.config.dataset.image_size
-    number = _whole(asked, 'number', 0, 0, MOST_IMAGES - 1)
-    row, column = (_whole(asked, key, 0, 0, size - 1) for key in ('row', 'column'))
-    step = _whole(asked, 'step', None, 0, 10**10 - 1)
+    number = _integer(asked, 'number', 0, 0, MAX_IMAGES - 1)
+    row, column = (_integer(asked, key, 0, 0, size - 1) for key in ('row', 'column'))
+    step = _integer(asked, 'step', 0, 0, 10**10 - 1) if 'step' in asked else None
     label = labels_of(run.config, run.class_names, _classes(asked), number + 1)[number]
     seed, truncation = _randomness(asked)
     with run.device() as model:
         if step not in (None, model.step):
-            raise Refused(409, f'The run has come to step {model.step:,}: draw again.')
+            raise Refused(409, f'The run has reached step {model.step:,}: draw again.')
         place = (row + 0.5) / size, (column + 0.5) / size
         maps = model.attention(number, label, place, seed, truncation)
     return {
@@ -108,11 +110,11 @@ def _attention(run: _Run, query: str) -> dict[str, Any]:
 def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]:
     """Builds `with device() as model`, which gives the device to one thread at a time.
 
-    The model is that of the newest checkpoint, which is read at the first request and again once
-    there is a newer one.
+    The first request reads the model from the newest checkpoint; a later request reads it again if
+    there is a newer checkpoint.
     """
     load = create_loader(workdir)
-    turn, places = threading.Lock(), threading.BoundedSemaphore(_MOST_WAITING)
+    turn, places = threading.Lock(), threading.BoundedSemaphore(_MAX_WAITING)
     model, tried = None, None
 
     def newest():
@@ -124,7 +126,7 @@ def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]
             tried = step
             try:
                 (model,) = load(step)
-            except UserError as error:  # just removed, or damaged: keep the last one
+            except UserError as error:  # just removed, or damaged: keep the last model
                 if model is None:
                     raise Refused(503, str(error)) from error
         return model
@@ -132,9 +134,9 @@ def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]
     @contextmanager
     def device():
         if not places.acquire(blocking=False):
-            raise Refused(503, 'Too many are waiting for the device: try again in a minute.')
+            raise Refused(503, 'Too many requests wait for the device: try again in a minute.')
         try:
-            if not turn.acquire(timeout=_LONGEST_WAIT):
+            if not turn.acquire(timeout=_MAX_WAIT):
                 raise Refused(503, 'The device was busy for a minute: try again.')
             try:
                 yield newest()
@@ -146,21 +148,21 @@ def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]
     return device
 
 
-# ---- What is asked. ----------------------------------------------------------------------------
+# ---- Queries. ----------------------------------------------------------------------------------
 
 
 def _asked(query: str, keys: Sequence[str]) -> dict[str, str]:
-    """The values in a query, without those that are empty; raises UserError."""
+    """The values of a query that are not empty; raises UserError."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors='strict', max_num_fields=20)
     except ValueError as error:
-        raise UserError('This query cannot be read: ask as the page /draw does.') from error
+        raise UserError('This query cannot be read: use the page /draw.') from error
     names = [name for name, _ in pairs]
     for name, value in pairs:
-        if name not in keys or names.count(name) > 1 or len(value) > _LONGEST_VALUE:
+        if name not in keys or names.count(name) > 1 or len(value) > _MAX_LENGTH:
             raise UserError(
-                f'{name[:_LONGEST_VALUE]!r} is not accepted: give each of {", ".join(keys)} at '
-                f'most once, in {_LONGEST_VALUE} characters.'
+                f'{name[:_MAX_LENGTH]!r} is not accepted: give each of {", ".join(keys)} at '
+                f'most once, with at most {_MAX_LENGTH} characters.'
             )
     return {name: value for name, value in pairs if value}
 
@@ -170,25 +172,23 @@ def _classes(asked: dict[str, str]) -> list[str]:
 
 
 def _randomness(asked: dict[str, str]) -> tuple[int, float | None]:
-    """The seed, and the truncation if one is asked for; raises UserError."""
-    seed, text = _whole(asked, 'seed', 0, 0, GREATEST_SEED), asked.get('truncation')
+    """The seed, and the truncation or None; raises UserError."""
+    seed, text = _integer(asked, 'seed', 0, 0, MAX_SEED), asked.get('truncation')
     try:
         truncation = None if text is None else float(text)
     except ValueError as error:
         raise UserError(
-            f'truncation={text!r} is not a number: take one above 0 and up to 5, or none.'
+            f'truncation={text!r} is not a number: give one above 0 and at most 5, or none.'
         ) from error
     randomness(seed, truncation)
     return seed, truncation
 
 
-def _whole(asked: dict[str, str], key: str, default: int | None, low: int, high: int):
-    """A whole number within its range; raises UserError."""
+def _integer(asked: dict[str, str], key: str, default: int, low: int, high: int) -> int:
+    """An integer from `low` to `high`; raises UserError."""
     if key not in asked:
         return default
     text = asked[key]
     if not (re.fullmatch('[0-9]{1,10}', text) and low <= int(text) <= high):
-        raise UserError(
-            f'{key}={text!r} is not possible: take a whole number from {low} to {high}.'
-        )
+        raise UserError(f'{key}={text!r} should be an integer from {low} to {high}.')
     return int(text)

@@ -1,4 +1,4 @@
-"""A run in the browser, finished or under way: `--mode serve`."""
+"""Serves a run's pages to browsers, during and after training: `--mode serve`."""
 
 import signal
 import socket
@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from sagan_jax.errors import UserError
 from sagan_jax.viewing import answers
 from sagan_jax.viewing.answers import Answer
 
-# The pages' own policies restrict styles and scripts to theirs.
+# Each page has a stricter policy for styles and scripts, with the hashes of its own.
 _HEADERS = {
     'Content-Security-Policy': "default-src 'none'; connect-src 'self'; img-src data:; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -33,19 +34,19 @@ def serve(workdir: Path, host: str, port: int) -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print(f'\nended          {workdir} is served no longer')
+            print(f'\nended          serving {workdir}')
 
 
 def create_server(workdir: Path, host: str, port: int) -> ThreadingHTTPServer:
-    """Creates a server of a run's pages; it answers while its `serve_forever` runs.
+    """Creates a server of a run's pages, which answers while its `serve_forever` runs.
 
     Args:
       workdir: the run's folder.
-      host: a name or an address of this machine; 127.0.0.1 is out of reach for others.
+      host: a name or an address of this machine; only this machine reaches 127.0.0.1.
       port: 0 for any free one.
 
     Raises:
-      UserError: when there is no such run, or the port is unavailable.
+      UserError: when there is no run, or the port is unavailable.
     """
     answer = answers.create_answers(workdir, local=answers.is_loopback(host))
 
@@ -54,7 +55,7 @@ def create_server(workdir: Path, host: str, port: int) -> ThreadingHTTPServer:
         request_queue_size = 256
 
         def handle_error(self, request, client_address):
-            if not isinstance(sys.exception(), OSError):  # the client has left
+            if not isinstance(sys.exception(), OSError):  # the client disconnected
                 super().handle_error(request, client_address)
 
     try:
@@ -67,25 +68,27 @@ def create_server(workdir: Path, host: str, port: int) -> ThreadingHTTPServer:
 
 
 def _create_handler(answer: Callable[[str, str], Answer]) -> type[BaseHTTPRequestHandler]:
-    """Builds a handler of GET requests from `create_answers`' function."""
+    """Builds a handler of GET requests; `answer` is from `create_answers`."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version, timeout = 'HTTP/1.1', 30  # seconds for which a connection may be silent
+        protocol_version, timeout = 'HTTP/1.1', 30  # seconds until a silent connection ends
         server_version, sys_version = 'sagan_jax', ''
 
         def do_GET(self) -> None:
             if 'Content-Length' in self.headers or 'Transfer-Encoding' in self.headers:
-                self.close_connection = True  # or a body would pass for the next request
+                self.close_connection = True  # its body would be read as a request
             found = answer(self.headers.get('Host', ''), self.path)
             if found.etag and self.headers.get('If-None-Match') == found.etag:
                 found = found._replace(status=304, body=b'')
             self._send(found)
 
-        def send_error(self, code, message=None, explain=None) -> None:
+        def send_error(
+            self, code: int, message: str | None = None, explain: str | None = None
+        ) -> None:
             self.close_connection = True
             self._send(answers.sentence(code, f'{message or "This request cannot be read"}.'))
 
-        def log_message(self, *_) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             """Logs nothing."""
 
         def _send(self, found: Answer) -> None:

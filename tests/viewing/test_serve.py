@@ -116,7 +116,7 @@ def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
     shutil.rmtree(workdir / 'checkpoints' / '7')
     assert json.loads(answer('localhost', '/samples?n=1').body)['step'] == 9
     old = answer('localhost', '/attention?step=7')
-    assert (old.status, old.body) == (409, b'The run has come to step 9: draw again.')
+    assert (old.status, old.body) == (409, b'The run has reached step 9: draw again.')
     (workdir / 'checkpoints' / '11').mkdir()  # a damaged one leaves the last one in use
     assert json.loads(answer('localhost', '/samples?n=1').body)['step'] == 9
 
@@ -130,11 +130,11 @@ def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
         ('class=99999', "There is no class '99999': give names such as class0 or indices below 3."),
         ('class=../../etc/passwd', "There is no class '../../etc/passwd'"),
         ('class=<script>', "There is no class '<script>'"),
-        ('seed=text', "seed='text' is not possible: take a whole number from 0 to 4294967295."),
+        ('seed=text', "seed='text' should be an integer from 0 to 4294967295."),
         ('seed=-1', "seed='-1'"),
         ('seed=4294967296', "seed='4294967296'"),
         ('seed=%D9%A3', "seed='٣'"),
-        ('n=10000', "n='10000' is not possible: take a whole number from 1 to 64."),
+        ('n=10000', "n='10000' should be an integer from 1 to 64."),
         ('n=0', "n='0'"),
         ('n=1e1', "n='1e1'"),
         ('truncation=much', "truncation='much' is not a number"),
@@ -203,8 +203,8 @@ def test_two_hundred_at_once_are_all_answered(port):
 
 def test_pages_and_mistakes_wait_for_no_drawing(trained_workdir, monkeypatch):
     """While the device is held by one, others see pages, and drawings are refused in time."""
-    monkeypatch.setattr(requests, '_LONGEST_WAIT', 0.2)
-    monkeypatch.setattr(requests, '_MOST_WAITING', 2)
+    monkeypatch.setattr(requests, '_MAX_WAIT', 0.2)
+    monkeypatch.setattr(requests, '_MAX_WAITING', 2)
     entered, leave = threading.Event(), threading.Event()
 
     def create_loader(workdir):
@@ -229,7 +229,7 @@ def test_pages_and_mistakes_wait_for_no_drawing(trained_workdir, monkeypatch):
         assert first.result().body == b'The end.'
     assert {status.result().status for status in others} == {503}
     assert bodies == {
-        b'Too many are waiting for the device: try again in a minute.',
+        b'Too many requests wait for the device: try again in a minute.',
         b'The device was busy for a minute: try again.',
     }
 
@@ -325,7 +325,7 @@ def test_the_command_line_and_its_end(trained_workdir):
         found = int(re.search(r'http://127\.0\.0\.1:(\d+)/', line)[1])
         assert get(found, '/draw')[0] == 200
         process.send_signal(signal.SIGINT)
-        assert 'is served no longer' in process.stdout.read()
+        assert 'ended          serving' in process.stdout.read()
         assert process.wait(60) == 0
     finally:
         process.kill()
