@@ -1,6 +1,6 @@
-"""Which configurations make sense: the numbers, the choices, and what must agree among them.
+"""Checks of a configuration: ranges of numbers, choices of names, and keys that must agree.
 
-The entries check a configuration once: the commands, `train` and `load`. What they call trusts it.
+The commands, `train` and `load` check a configuration once; the functions below them trust it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,14 +19,14 @@ from sagan_jax.models.architectures import (
 
 
 class Range(NamedTuple):
-    """The least and the greatest value, which are allowed themselves, in numbers and in words."""
+    """An inclusive range, in numbers and in words."""
 
-    least: float
-    greatest: float
+    minimum: float
+    maximum: float
     words: str
 
 
-SEED = Range(0, 2**32 - 1, 'from 0 to 4294967295')  # what JAX's keys tell apart
+SEED = Range(0, 2**32 - 1, 'from 0 to 4294967295')  # seeds that give different keys in JAX
 COUNT = Range(1, np.inf, '1 or more')
 NUMBER = Range(0, np.inf, '0 or more')
 POSITIVE = Range(2.0**-126, 2.0**127, 'above 0')  # normal numbers of float32
@@ -95,19 +95,19 @@ CHOICES: dict[str, Iterable[str]] = {
     'evaluation.best': ('fid', 'is'),
 }
 
-LEAST_PAIRS = 30  # of FID∞, the most demanding of the scores over pairs
+MIN_PAIRS = 30  # for FID∞, which needs the most of all scores over pairs
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses a configuration that means nothing, before it shows much later as some other error.
+    """Refuses an invalid configuration before it causes some other error much later.
 
     Raises:
-      UserError: naming the first key that is missing, whose value is out of its range or none of
-        its choices, or which disagrees with another key.
+      UserError: naming the first key that is missing, that is out of its range, that is none of its
+        choices, or that disagrees with another key.
     """
-    for key, (least, greatest, words) in RANGES.items():
+    for key, (minimum, maximum, words) in RANGES.items():
         value = _value(config, key)
-        if not least <= value <= greatest:  # NaN is not between any two numbers
+        if not minimum <= value <= maximum:  # refuses NaN too
             raise UserError(f'{key}={value} should be {words}.')
     for key, choices in CHOICES.items():
         value = _value(config, key)
@@ -120,10 +120,10 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_batch(config: ml_collections.ConfigDict, devices: int) -> None:
-    """Refuses a batch that cannot be divided among so many devices.
+    """Refuses a batch size that is not divisible among the devices.
 
     Raises:
-      UserError: naming what it would have to be a multiple of.
+      UserError: naming the divisor.
     """
     pairs = 2 if config.mode_seeking_weight else 1
     divisor = devices * config.gradient_accumulation * pairs
@@ -145,8 +145,8 @@ def _value(config: ml_collections.ConfigDict, key: str) -> Any:
         return (config[section] if section else config)[name]
     except KeyError as error:
         raise UserError(
-            f'The configuration has no {key}, as in an older version: give --config, or train '
-            'again.'
+            f'The configuration has no {key}, perhaps because it is of an older version: give '
+            '--config, or train again.'
         ) from error
 
 
@@ -158,7 +158,7 @@ def _one_of(choices: Iterable[Any]) -> str:
 
 def _check_schedule(config: ml_collections.ConfigDict) -> None:
     in_steps = ('num_train_steps', 'log_every', 'sample_every', 'checkpoint_every')
-    for key in (*in_steps, 'evaluate_every'):  # 0, which is never, is a multiple too
+    for key in (*in_steps, 'evaluate_every'):  # evaluate_every=0 stands for never
         if config[key] % config.steps_per_call:
             raise UserError(
                 f'{key}={config[key]} is not a multiple of '
@@ -207,14 +207,14 @@ def _check_networks(config: ml_collections.ConfigDict) -> None:
         if 0 < block < queries and queries % block:
             raise UserError(
                 f'model.attention_query_block={block} does not divide the {queries} queries of the '
-                f'attention at {resolution}: take a power of two, or 0 for all at once.'
+                f'attention at {resolution}: choose a power of two, or 0 for all queries at once.'
             )
 
 
 def _check_attention(network: str, asked: Sequence[int], possible: Sequence[int]) -> None:
     if asked and not possible:
         raise UserError(
-            f'This {network} takes no attention: set --config.model.{network}_attention=().'
+            f'This architecture takes no attention: set --config.model.{network}_attention=().'
         )
     for resolution in asked:
         if resolution not in possible:
@@ -226,19 +226,20 @@ def _check_attention(network: str, asked: Sequence[int], possible: Sequence[int]
 
 def _check_evaluation(config: ml_collections.ConfigDict) -> None:
     settings = config.evaluation
-    least = max(settings.splits, 2)
+    minimum = max(settings.splits, 2)
     for key in ('num_samples', 'training_samples') if config.evaluate_every else ('num_samples',):
-        if settings[key] < least:
+        if settings[key] < minimum:
             raise UserError(
                 f'evaluation.{key}={settings[key]} is too few for {settings.splits} splits of the '
-                f'Inception Score: take {least} or more.'
+                f'Inception Score: set it to {minimum} or more.'
             )
-    if 0 < settings.pair_samples < LEAST_PAIRS:
+    if 0 < settings.pair_samples < MIN_PAIRS:
         raise UserError(
-            f'evaluation.pair_samples={settings.pair_samples} is too few for FID∞: take '
-            f'{LEAST_PAIRS} or more, or 0 to leave out the scores over pairs.'
+            f'evaluation.pair_samples={settings.pair_samples} is too few for FID∞: set '
+            f'it to {MIN_PAIRS} or more, or to 0 to leave out the scores over pairs.'
         )
     if settings.intra_fid_samples and config.model.conditioning == 'none':
         raise UserError(
-            'A generator without classes has no intra FID: set evaluation.intra_fid_samples=0.'
+            'A generator without classes has no intra FID: set '
+            '--config.evaluation.intra_fid_samples=0.'
         )

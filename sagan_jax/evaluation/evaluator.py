@@ -207,7 +207,7 @@ def _create_stream(config: ml_collections.ConfigDict, networks: Networks) -> Cal
 
 
 def _check_images(source: data.Source, splits: int, pair_samples: int) -> None:
-    least = max(splits, checks.LEAST_PAIRS if pair_samples else 2)
+    least = max(splits, checks.MIN_PAIRS if pair_samples else 2)
     if len(source) < least:
         raise UserError(
             f'The data set {source.name} has {len(source)} {source.split} images, but the scores '

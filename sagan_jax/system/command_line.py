@@ -1,6 +1,7 @@
-"""What the programs' command lines share: a configuration, modes, mistakes in one sentence."""
+"""Shared by the command lines: the flag --config, modes, and errors in one sentence."""
 
 import errno
+import io
 import logging
 import sys
 import textwrap
@@ -26,7 +27,7 @@ class Mode(NamedTuple):
     Attributes:
       does: a predicate, such as 'draws images of the generator'.
       example: a whole command.
-      flags: names of the flags that this mode reads. A flag of no mode belongs to all of them.
+      flags: names of the flags that this mode reads. A flag that no mode names belongs to all.
     """
 
     does: str
@@ -35,7 +36,7 @@ class Mode(NamedTuple):
 
 
 def define_config() -> flags.FlagHolder:
-    """The flag --config FILE:VARIANT, and --config.KEY=VALUE for each of its keys."""
+    """Defines the flag --config FILE:VARIANT, and --config.KEY=VALUE for each of its keys."""
     return config_flags.DEFINE_config_file(
         'config',
         None,
@@ -45,7 +46,7 @@ def define_config() -> flags.FlagHolder:
 
 
 def with_located_config(argv: list[str]) -> list[str]:
-    """The same arguments with the path of the configuration in place of its name.
+    """The arguments, with the path of the configuration in place of its name.
 
     Raises:
       UserError: see `files.locate`.
@@ -67,16 +68,16 @@ def run(
     config: flags.FlagHolder,
     modes: Mapping[str, Mode] | None = None,
 ) -> None:
-    """Runs `main`; a mistake of the user's, or a full disk, ends in one sentence and status 2.
+    """Runs `main`; a `UserError` or a full disk ends in one sentence and status 2.
 
     Args:
-      main: takes the arguments that are not flags, of which there are none but the program's name.
+      main: takes the arguments that are not flags: the program's name alone.
       config: from `define_config`.
-      modes: of a program that has a flag --mode, by its values. They group the flags in --help, and
-        a flag of another mode is refused.
+      modes: the modes by the values of the flag --mode, if the program has one. --help groups the
+        flags by mode, and a flag of another mode is refused.
     """
 
-    def parse(argv):
+    def parse(argv: list[str]) -> list[str]:
         if modes and not set(_HELP).isdisjoint(argv):
             print(describe(modes))
             sys.exit()
@@ -90,8 +91,9 @@ def run(
     cpu.restart_with_large_pages()
     cpu.prepare()
     absl_logging.set_verbosity(absl_logging.WARNING)
-    _quieten_failed_writes()
-    sys.stdout.reconfigure(line_buffering=True)  # progress shows in log files too
+    _silence_failed_writes()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # shows progress in log files too
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:
@@ -100,7 +102,7 @@ def run(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        what = error.filename or 'What was asked for'
+        what = error.filename or 'The output'
         print(
             f'error: {what} cannot be written ({error.strerror}): make room, or choose another '
             'folder.',
@@ -110,10 +112,10 @@ def run(
 
 
 def check_mode(modes: Mapping[str, Mode]) -> None:
-    """Refuses a flag that was given although it belongs to modes other than that of --mode.
+    """Refuses a flag that belongs to modes other than the given --mode.
 
     Raises:
-      UserError: naming the flag, its modes and the mode that was given.
+      UserError: naming the flag, its modes and the given mode.
     """
     given = flags.FLAGS['mode'].value
     for name in _owned(modes):
@@ -126,7 +128,7 @@ def check_mode(modes: Mapping[str, Mode]) -> None:
 
 
 def describe(modes: Mapping[str, Mode]) -> str:
-    """The text of --help: the program's docstring, then the flags of all modes and of each."""
+    """The text of --help: the program's docstring, shared flags, then the flags of each mode."""
     own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     shared = ['config', *(name for name in own if name not in _owned(modes))]
     groups = [sys.modules['__main__'].__doc__ or '', _describe_flags('In all modes:', shared)]
@@ -139,7 +141,7 @@ def _describe_flags(title: str, names: Iterable[str]) -> str:
     lines = [f'{title}\n']
     for name in names:
         flag = flags.FLAGS[name]
-        default = f' (default: {flag.default_as_str[1:-1]})' if flag.default else ''
+        default = f' (default: {(flag.default_as_str or "")[1:-1]})' if flag.default else ''
         lines += textwrap.wrap(
             flag.help + default,
             width=96,
@@ -150,14 +152,16 @@ def _describe_flags(title: str, names: Iterable[str]) -> str:
 
 
 def _owned(modes: Mapping[str, Mode]) -> list[str]:
-    """Names of the flags that belong to some of the modes only."""
+    """Names of the flags that only some modes read."""
     return list(dict.fromkeys(name for mode in modes.values() for name in mode.flags))
 
 
-def _quieten_failed_writes() -> None:
-    """A checkpoint that cannot be written is told in a sentence, to which Orbax and TensorStore
-    would add a thousand lines: an exception left over for each of its arrays and threads, logged
-    and then raised."""
+def _silence_failed_writes() -> None:
+    """Silences Orbax and TensorStore when a checkpoint cannot be written.
+
+    They would add a thousand lines to the one sentence about it: an exception for each array and
+    thread, logged and then raised.
+    """
     unraisable, in_thread = sys.unraisablehook, threading.excepthook
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
@@ -174,22 +178,22 @@ def _quieten_failed_writes() -> None:
 
 
 def _parse(argv: list[str], config: flags.FlagHolder) -> list[str]:
-    """Parses; what absl or ml_collections answer with a traceback or status 1 is a `UserError`."""
+    """Parses flags; failures of absl and ml_collections become a `UserError`."""
     try:
         remaining = flags.FLAGS(with_located_config(argv))
         if config.value is not None:
-            config.value.lock()  # a configuration that could not be loaded says so on first use
+            config.value.lock()  # raises if loading it failed
         return remaining
     except ImportError as error:
         path = traceback.extract_tb(error.__traceback__)[-1].filename
         raise UserError(
-            f'The configuration cannot be read, because {path} imports what is not there '
-            f'({error}): install the module, or put its folder on PYTHONPATH.'
+            f'The configuration cannot be read, because an import in {path} fails ({error}): '
+            'install the module, or put its folder on PYTHONPATH.'
         ) from error
     except SyntaxError as error:
         raise UserError(
-            f'The configuration {error.filename} is not Python ({error.msg}, line {error.lineno}): '
-            'correct it.'
+            f'The configuration {error.filename} is not valid Python ({error.msg}, line '
+            f'{error.lineno}): correct it.'
         ) from error
     except (AttributeError, KeyError) as error:
         key = str(error).strip('\'"')

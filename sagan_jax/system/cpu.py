@@ -1,6 +1,6 @@
-"""Settings of a whole process that make training on a CPU faster; nothing on accelerators.
+"""Settings of a process that speed up training on a CPU; they do not affect accelerators.
 
-The commands make them; a notebook on a CPU may do the same.
+The commands apply them; a notebook on a CPU may call `prepare`.
 """
 
 import contextlib
@@ -13,20 +13,21 @@ from pathlib import Path
 import jaxlib
 
 _SLOW_CONVOLUTIONS = ((0, 10), (0, 11))  # versions of jaxlib
-_DEBUGGERS = {'debugpy', 'pydevd'}  # modules that are imported by nobody else
+_DEBUGGERS = {'debugpy', 'pydevd'}  # modules that only debuggers import
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, from malloc.h
 
 
 def prepare() -> None:
-    """To be called before JAX's first computation; later it changes little.
+    """Sets options of XLA and malloc; call it before JAX's first computation.
 
     Some versions of XLA hand convolutions to YNNPACK, which at 32 and 64 channels is half as fast
-    as XLA's own. And each step's temporary memory, hundreds of megabytes, is by default given
-    back to the system and zeroed again, page by page; up to a gigabyte is kept instead.
+    as XLA's own; this turns it off. By default, malloc returns each step's temporary memory,
+    hundreds of megabytes, to the system, which zeroes it again page by page. This makes malloc keep
+    up to a gigabyte.
     """
     if jaxlib.version.__version_info__[:2] in _SLOW_CONVOLUTIONS:
         flag = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
-        os.environ['XLA_FLAGS'] = f'{flag} {os.environ.get("XLA_FLAGS", "")}'  # the user's wins
+        os.environ['XLA_FLAGS'] = f'{flag} {os.environ.get("XLA_FLAGS", "")}'  # the user's win
     with contextlib.suppress(AttributeError, TypeError):  # only glibc has it
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, 2**25)
@@ -34,12 +35,12 @@ def prepare() -> None:
 
 
 def restart_with_large_pages() -> None:
-    """Replaces this process by itself with memory in pages of 2 MB, where Linux leaves the choice.
+    """Restarts this process with memory pages of 2 MB, if Linux leaves the choice to programs.
 
-    A step's memory then comes in hundreds of pages and not in a hundred thousand. glibc reads the
-    setting when a program starts. Nothing happens if `GLIBC_TUNABLES` has the setting already, if
-    `SAGAN_JAX_LARGE_PAGES=0` is in the environment, or under a debugger or a tracer, which would
-    lose its breakpoints. Not for notebooks, which it would end.
+    A step's memory then takes hundreds of pages instead of a hundred thousand. The restart is
+    needed because glibc reads the setting when a program starts. Does nothing if `GLIBC_TUNABLES`
+    has the setting already, if `SAGAN_JAX_LARGE_PAGES=0` is in the environment, or under a debugger
+    or a tracer, which would lose its breakpoints. Do not call it in a notebook: it ends the kernel.
     """
     if os.environ.get('SAGAN_JAX_LARGE_PAGES') == '0' or _is_observed():
         return
@@ -51,12 +52,12 @@ def restart_with_large_pages() -> None:
 
 
 def _is_observed() -> bool:
-    """Whether a debugger or a tracer follows this process."""
+    """Whether a debugger or a tracer is attached to this process."""
     if sys.gettrace() is not None or not _DEBUGGERS.isdisjoint(sys.modules):
         return True
     if monitoring := getattr(sys, 'monitoring', None):  # from Python 3.12 on
         tools = monitoring.DEBUGGER_ID, monitoring.COVERAGE_ID
         if any(map(monitoring.get_tool, tools)):
             return True
-    # pdb, which absl always imports, traces nothing while it has no breakpoints.
+    # Without breakpoints pdb traces nothing, and absl always imports it: look for its frames.
     return any(frame.f_globals.get('__name__') == 'bdb' for frame, _ in traceback.walk_stack(None))

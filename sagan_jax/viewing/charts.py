@@ -5,7 +5,8 @@ templates/page.js shows their values under the pointer.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 Points = list[tuple[float, float]]
 
@@ -69,7 +70,8 @@ class Drawn(NamedTuple):
     thick: str
 
 
-class Chart(NamedTuple):
+@dataclass(frozen=True)
+class Chart:
     """Curves over steps.
 
     Attributes:
@@ -85,8 +87,12 @@ class Chart(NamedTuple):
     logarithmic: bool
 
     # Shared by all charts: the size of the SVG and the edges of the plot.
-    width, height = 480, 300
-    left, right, top, bottom = 52, 468, 30, 260
+    width: ClassVar[int] = 480
+    height: ClassVar[int] = 300
+    left: ClassVar[int] = 52
+    right: ClassVar[int] = 468
+    top: ClassVar[int] = 30
+    bottom: ClassVar[int] = 260
 
 
 def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> Chart:

@@ -89,8 +89,8 @@ def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
 
 @functools.lru_cache(64)  # a run rewrites its page often, and few images are new
 def _small(path: Path, changed: int) -> str:
-    with Image.open(path) as image:
-        image = image.convert('RGB')
+    with Image.open(path) as file:
+        image = file.convert('RGB')
     if image.width > IMAGE_WIDTH:
         height = round(image.height * IMAGE_WIDTH / image.width)
         image = image.resize((IMAGE_WIDTH, height), Image.Resampling.LANCZOS)

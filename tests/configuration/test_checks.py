@@ -122,5 +122,5 @@ def test_what_means_nothing_is_refused(overrides, sentence):
 def test_a_key_that_is_missing_is_named():
     config = tiny.config()
     del config.evaluation.best
-    with pytest.raises(UserError, match=r'has no evaluation.best, as in an older'):
+    with pytest.raises(UserError, match=r'has no evaluation.best, perhaps because'):
         checks.check(config)

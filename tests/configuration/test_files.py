@@ -59,9 +59,9 @@ def started(arguments, folder):
         ('quickstart', 'batch_size=-1 should be 1 or more'),
         ('configs/quickstart.py', 'batch_size=-1 should be 1 or more'),
         ('mine/my_config.py', 'batch_size=-1 should be 1 or more'),
-        ('mine/missing.py', "mine/missing.py imports what is not there (No module named 'absent')"),
-        ('mine/old.py', "mine/old.py imports what is not there (cannot import name 'systems'"),
-        ('mine/broken.py', 'mine/broken.py is not Python'),
+        ('mine/missing.py', "mine/missing.py fails (No module named 'absent')"),
+        ('mine/old.py', "mine/old.py fails (cannot import name 'systems'"),
+        ('mine/broken.py', 'mine/broken.py is not valid Python'),
         ('mine/none.py', 'no configuration mine/none.py'),
     ],
 )
