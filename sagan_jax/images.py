@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -9,7 +10,25 @@ from PIL import Image, ImageOps
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
 
-SUFFIXES = frozenset({'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
+# What Pillow decodes by itself. It passes EPS to Ghostscript, whatever the file is called.
+# TGA has no signature, so it is tried last. Older versions of Pillow lack AVIF.
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'TGA')
+    if name in Image.OPEN
+)
+SUFFIXES = frozenset(
+    suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS
+)
+
+
+def open_image(file: str | os.PathLike | IO[bytes]) -> Image.Image:
+    """Opens an image of one of the `FORMATS`. The only place where images are opened.
+
+    Raises what Pillow raises, `PIL.UnidentifiedImageError` for any other format.
+    """
+    return Image.open(file, formats=FORMATS)
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
@@ -27,7 +46,7 @@ def read_square(path: str | os.PathLike, size: int) -> np.ndarray:
 
 def _read(path: str | os.PathLike, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return np.asarray(convert(image))
     except Exception as error:  # what Pillow raises on a damaged file depends on the format
         raise UserError(

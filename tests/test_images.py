@@ -1,13 +1,17 @@
+import ast
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, features
 
 from sagan_jax.errors import UserError
-from sagan_jax.images import image_grid, read_square, save_png, square
+from sagan_jax.images import SUFFIXES, image_grid, read, read_square, save_png, square
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -163,6 +167,70 @@ def test_truncated(tmp_path, noise, name, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(UserError, match=f'Cannot read the image .*{name}.* remove it'):
         read_square(path, 32)
+
+
+# ---- Formats. ------------------------------------------------------------------------------------
+
+
+WRITTEN = [
+    *('.jpg', '.jpeg', '.jfif', '.jpe', '.JPG', '.png', '.apng', '.webp', '.gif', '.bmp'),
+    *('.tif', '.tiff', '.ppm', '.pgm', '.pnm', '.tga'),
+]
+
+
+@pytest.mark.parametrize('suffix', WRITTEN)
+def test_every_suffix_that_is_listed_is_read(tmp_path, suffix):
+    assert suffix.lower() in SUFFIXES
+    # GIF has at most 256 colours and PGM is grey.
+    image = waves(0).convert('L') if suffix in ('.gif', '.pgm') else waves(0)
+    path = saved(tmp_path, image, f'a{suffix}')
+    assert abs(read(path).astype(int) - np.asarray(image.convert('RGB'))).mean() < 3
+
+
+@pytest.mark.skipif(not features.check('avif'), reason='this Pillow cannot decode AVIF')
+def test_avif_is_read_where_pillow_decodes_it(tmp_path):
+    path = tmp_path / 'a.avif'
+    waves(0).save(path, quality=95)
+    assert '.avif' in SUFFIXES
+    assert abs(read(path).astype(int) - np.asarray(waves(0))).mean() < 3
+
+
+DOCUMENTS = {
+    'eps': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n',
+    'eps_with_preview': b'\xc5\xd0\xd3\xc6' + struct.pack('<6I', 32, 90, 0, 0, 0, 0) + b'\xff' * 4
+    + b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n',
+    'ps': b'%!PS\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n',
+    'pdf': b'%PDF-1.4\n1 0 obj << >> endobj\ntrailer << >>\n%%EOF\n',
+    'wmf': b'\xd7\xcd\xc6\x9a' + bytes(100),
+    'svg': b'<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32"/>',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.jpg', '.tga', '.eps', ''])
+@pytest.mark.parametrize('kind', DOCUMENTS)
+def test_no_file_starts_another_program(tmp_path, monkeypatch, kind, suffix):
+    # Pillow runs the first `gs` on the path.
+    program = tmp_path / 'bin' / 'gs'
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ntouch {tmp_path}/started\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', str(program.parent), prepend=':')
+    monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)
+    path = tmp_path / f'x{suffix}'
+    path.write_bytes(DOCUMENTS[kind])
+    with pytest.raises(UserError, match=f'Cannot read the image {path} '):
+        read_square(path, 32)
+    assert not (tmp_path / 'started').exists()
+
+
+def test_images_are_opened_in_one_place():
+    for path in (ROOT / 'sagan_jax').rglob('*.py'):
+        opened = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == 'Image.open'
+        ]
+        assert len(opened) == (path == ROOT / 'sagan_jax' / 'images.py'), path
 
 
 # ---- Two hundred broken files. -----------------------------------------------------------------

@@ -20,7 +20,7 @@ from sagan_jax.data import image_folder
 from sagan_jax.data.preparing import prepared, quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
-from sagan_jax.images import square
+from sagan_jax.images import open_image, square
 
 
 class Example(TypedDict):
@@ -206,7 +206,7 @@ def _open(
 def _convert(example: dict[str, Any], image_size: int, labelled: bool) -> Example:
     stored = example['image']
     encoded = isinstance(stored, bytes)
-    image = Image.open(io.BytesIO(stored)) if encoded else Image.fromarray(stored)
+    image = open_image(io.BytesIO(stored)) if encoded else Image.fromarray(stored)
     label = example['label'] if labelled else 0
     if label < 0:
         raise UserError('The data set has images without a label: choose another split.')

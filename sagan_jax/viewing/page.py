@@ -12,6 +12,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from sagan_jax.images import open_image
+
 IMAGE_WIDTH = 664  # a grid with ten columns of 64×64
 
 _TEMPLATES = resources.files('sagan_jax.viewing') / 'templates'
@@ -89,7 +91,7 @@ def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
 
 @functools.lru_cache(64)  # a run rewrites its page often, and few images are new
 def _small(path: Path, changed: int) -> str:
-    with Image.open(path) as file:
+    with open_image(path) as file:
         image = file.convert('RGB')
     if image.width > IMAGE_WIDTH:
         height = round(image.height * IMAGE_WIDTH / image.width)

@@ -9,10 +9,10 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from PIL import Image
 
 from sagan_jax import sampling
 from sagan_jax.evaluation.protocol import identity
+from sagan_jax.images import open_image
 from sagan_jax.run.folder import Row, RunFolder
 from sagan_jax.system.files import atomic_path
 from sagan_jax.viewing import charts, page, protocols
@@ -137,7 +137,7 @@ def _class_rows(
     for kind, path in sources.items():
         if not path.exists():
             continue
-        with Image.open(path) as image:
+        with open_image(path) as image:
             grid = np.asarray(image.convert('RGB'))
         height = len(grid) // len(classes)
         for index, (name, figures) in enumerate(found):
