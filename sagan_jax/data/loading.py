@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -60,31 +60,12 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         `num_classes`; or if it cannot be prepared, because an image is unreadable, a folder cannot
         be written, or TensorFlow is missing.
     """
-    name = dataset.name
-    data_dir = dataset.data_dir and os.path.expanduser(dataset.data_dir)  # TFDS does not
-    title = f'The data set {name}'
-    if name == 'shapes':
-        make_builder = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
-    elif name == 'image_folder':
-        listing = image_folder.scan(dataset.source_dir)
-        title = f'The folder {listing.folder}'
-        if listing.flat and dataset.num_classes > 1:
-            raise UserError(
-                f'{title} has images but no class folders: put the images of each class into a '
-                'separate folder, or train without classes with '
-                '--config.model.conditioning=none --config.dataset.num_classes=1.'
-            )
-        make_builder = functools.partial(
-            image_folder.builder, listing, dataset.image_size, data_dir
-        )
-    else:
-        make_builder = functools.partial(_find_in_tfds, name, data_dir)
-
+    title, make_builder = _builder(dataset)
     with quiet():
         builder = make_builder()
         class_names = _class_names(builder)
         # Report mistakes before preparing anything, which may take hours.
-        found, wanted = len(class_names or (name,)), max(1, dataset.num_classes)
+        found, wanted = len(class_names or (dataset.name,)), max(1, dataset.num_classes)
         if found != wanted:
             raise UserError(
                 f'{title} has {found} classes but dataset.num_classes is {dataset.num_classes}: '
@@ -97,7 +78,7 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
                     f'The folder {builder.data_dir} is not a prepared data set: remove it or '
                     'rename it.'
                 )
-            if name in ('shapes', 'image_folder'):
+            if dataset.name in ('shapes', 'image_folder'):
                 builder = prepared(make_builder)
             else:
                 _prepare_by_tfds(builder)
@@ -105,12 +86,34 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         examples = _open(builder, split, dataset.image_size, labelled=class_names is not None)
     return Source(
         examples=examples,
-        class_names=class_names or (name,),
+        class_names=class_names or (dataset.name,),
         image_size=dataset.image_size,
         name=builder.info.full_name,
         split=split,
         folder=Path(builder.data_dir),
     )
+
+
+def _builder(
+    dataset: ml_collections.ConfigDict,
+) -> tuple[str, Callable[[], tfds.core.DatasetBuilder]]:
+    """What messages call a data set, and a function that makes its builder."""
+    name = dataset.name
+    data_dir = dataset.data_dir and os.path.expanduser(dataset.data_dir)  # TFDS does not
+    if name == 'shapes':
+        create = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
+        return f'The data set {name}', create
+    if name != 'image_folder':
+        return f'The data set {name}', functools.partial(_find_in_tfds, name, data_dir)
+    listing = image_folder.scan(dataset.source_dir)
+    title = f'The folder {listing.folder}'
+    if listing.flat and dataset.num_classes > 1:
+        raise UserError(
+            f'{title} has images but no class folders: put the images of each class into a '
+            'separate folder, or train without classes with '
+            '--config.model.conditioning=none --config.dataset.num_classes=1.'
+        )
+    return title, functools.partial(image_folder.builder, listing, dataset.image_size, data_dir)
 
 
 def _find_in_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
