@@ -17,6 +17,7 @@ from launch.sweep.results import Column, Result
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.protocol import LOW_IS_GOOD
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.paths import check_path
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart
 from sagan_jax.viewing.page import Figure
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('workdir', metavar='WORKDIR', help='the --workdir of launch.sweep')
     options = parser.parse_args(arguments)
     try:
+        check_path(options.workdir, 'WORKDIR')
         for path in write(Path(options.workdir)):
             print(f'written        {path}')
     except UserError as error:

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sagan_jax.errors import UserError
-from sagan_jax.system import command_line
+from sagan_jax.system import command_line, paths
 from sagan_jax.system.command_line import Mode
 
 MODES = {
@@ -81,11 +81,13 @@ _SAMPLE_SEED = flags.DEFINE_integer('sample_seed', 0, 'Seed of the images.')
 _TRUNCATION = flags.DEFINE_float(
     'truncation', None, 'Draw z again where it lies beyond ± this threshold, at most 5.'
 )
-_OUTPUT = flags.DEFINE_string(
-    'output',
-    None,
-    'A folder to write into; for samples also a file that ends in .png or .npz. By default in the '
-    'workdir.',
+_OUTPUT = command_line.checked_path(
+    flags.DEFINE_string(
+        'output',
+        None,
+        'A folder to write into; for samples also a file that ends in .png or .npz. By default in '
+        'the workdir.',
+    )
 )
 _HOST = flags.DEFINE_string(
     'host',
@@ -102,7 +104,9 @@ def main(argv: list[str]) -> None:
         raise UserError('No configuration was given: try --config configs/quickstart.py.')
     if _CONFIG.value is None and _WORKDIR.value is None:
         raise UserError('No run was given: try --workdir runs/quickstart.')
-    workdir = Path(_WORKDIR.value or _default_workdir())
+    asked = _WORKDIR.value or str(_default_workdir())
+    paths.check_data_path(asked, '--workdir')
+    workdir = Path(asked)
     if _MODE.value in ('sample', 'export', 'serve'):
         return _use_model(_MODE.value, workdir)
     # Imported late, so that --help and mistakes on the command line are answered at once.
@@ -115,6 +119,7 @@ def main(argv: list[str]) -> None:
     from sagan_jax.viewing.paper_figures import illustrate
 
     config = _CONFIG.value or RunFolder(workdir).config()
+    paths.check_config(config)
     checks.check(config)  # one that was read from a run may lack keys
     if config.distributed.coordinator and _MODE.value == 'figures':
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')

@@ -22,10 +22,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(*arguments, cwd=Path(__file__).parents[1]):
+def run(*arguments, cwd=Path(__file__).parents[1], program='sagan_jax.main'):
     root = str(Path(__file__).parents[1])
     return subprocess.run(
-        [sys.executable, '-m', 'sagan_jax.main', *map(str, arguments)],
+        [sys.executable, '-m', program, *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {'PYTHONPATH': root},
         capture_output=True,
@@ -64,10 +64,33 @@ def assert_refused(result, *parts):
         (['--mode', 'evaluate'], ['--workdir']),
         (['--mode', 'figures', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
         (['--mode', 'export', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
+        (['--config', 'quickstart', '--workdir', 'gs://b/run'], ['--workdir=gs://b/run', 'local']),
+        (['--mode', 'serve', '--workdir', 'runs/a[1]'], ['--workdir=runs/a[1]', "'a[1]'"]),
+        (['--mode', 'sample', '--output', 's3://b/a.png'], ['--output=s3://b/a.png', 'local']),
+        (
+            ['--config', 'image_folder', '--config.dataset.source_dir=hf://a/b'],
+            ['--config.dataset.source_dir=hf://a/b', 'local'],
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, parts):
     assert_refused(run(*arguments), *parts)
+
+
+@pytest.mark.parametrize(
+    ('program', 'arguments', 'flag'),
+    [
+        ('launch.sweep', ['--config', 'shapes', '--workdir'], '--workdir'),
+        ('launch.benchmark', ['--config', 'shapes', '--json'], '--json'),
+        ('launch.report', [], 'WORKDIR'),
+        ('sagan_jax.metrics', ['real'], 'FAKE'),
+        ('sagan_jax.metrics', ['real', 'fake', '--json'], '--json'),
+    ],
+)
+def test_other_programs_refuse_addresses_too(program, arguments, flag, tmp_path):
+    result = run(*arguments, 'gs://bucket/a', cwd=tmp_path, program=program)
+    assert_refused(result, f'{flag}=gs://bucket/a is not a path on this machine')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_of_a_version_with_other_keys_is_refused(trained_workdir, tmp_path):

@@ -54,14 +54,16 @@ COST_ONLY = flags.DEFINE_bool(
     'cost_only', False, 'Count operations and parameters without running.'
 )
 PEER = flags.DEFINE_bool('peer', False, 'On one device, measure PyTorch too, in turns.')
-PROFILE = flags.DEFINE_string(
-    'profile', None, 'Folder for a trace of a few steps; prints the most expensive operations.'
+PROFILE = command_line.checked_path(
+    flags.DEFINE_string(
+        'profile', None, 'Folder for a trace of a few steps; prints the most expensive operations.'
+    )
 )
 WINDOWS = flags.DEFINE_integer('windows', 5, 'Repetitions of each timing.', lower_bound=1)
 WINDOW_SECONDS = flags.DEFINE_float(
     'window_seconds', 2.0, 'Approximate length of each repetition.', lower_bound=0.0
 )
-JSON = flags.DEFINE_string('json', None, 'File for all measurements.')
+JSON = command_line.checked_path(flags.DEFINE_string('json', None, 'File for all measurements.'))
 
 
 def main(argv: list[str]) -> None:

@@ -32,7 +32,7 @@ from launch.sweep import execution, runs
 from launch.sweep.runs import Run
 from sagan_jax.configuration import defaults, variants
 from sagan_jax.errors import UserError
-from sagan_jax.system import command_line
+from sagan_jax.system import command_line, paths
 from sagan_jax.system.files import atomic_path, locked
 from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
@@ -40,7 +40,9 @@ from sagan_jax.system.signals import collected
 CONFIG = command_line.define_config()
 VARIANTS = flags.DEFINE_list('variants', None, 'Names of variants and of groups of them.')
 SEEDS = flags.DEFINE_list('seeds', '0', 'One run of each variant for each seed.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.')
+WORKDIR = command_line.checked_path(
+    flags.DEFINE_string('workdir', None, 'Folder of the sweep.'), paths.check_data_path
+)
 JOBS = flags.DEFINE_integer('jobs', 1, 'Runs side by side on this machine.', lower_bound=1)
 SWEEP_INDEX = flags.DEFINE_string(
     'sweep_index',

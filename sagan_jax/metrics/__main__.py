@@ -16,6 +16,7 @@ from sagan_jax.metrics import folders, inception, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
 from sagan_jax.metrics.features import Collected, collect
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.paths import check_path
 from sagan_jax.system.records import versions
 from sagan_jax.system.streaming import on_devices
 
@@ -85,7 +86,14 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 
 def _score(options: argparse.Namespace) -> list[dict[str, Any]]:
-    # ---- images, checked before anything that takes long ----
+    # ---- paths and images, checked before anything that takes long ----
+    for name, path in (
+        ('REAL', options.real),
+        ('FAKE', options.fake),
+        ('--weights', options.weights),
+        ('--json', options.json),
+    ):
+        check_path(path or '', name)
     compared = {'real': options.real, 'fake': options.fake}
     paths = {
         side: folders.find(folder, options.seed)[: options.max_images]

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from sagan_jax.configuration import files
 from sagan_jax.errors import UserError
-from sagan_jax.system import cpu
+from sagan_jax.system import cpu, paths
 
 _HELP = ('--help', '-help', '-h', '-?')
 
@@ -43,6 +43,20 @@ def define_config() -> flags.FlagHolder:
         'Path of a configuration file, or the name of one that comes with the package, and a '
         'variant if it has any: my_config.py, quickstart or imagenet128:feat32.',
     )
+
+
+def checked_path(
+    flag: flags.FlagHolder, check: Callable[[str, str], None] = paths.check_path
+) -> flags.FlagHolder:
+    """Has the value of a flag checked by `check(value, '--name')` when the command line is read."""
+
+    def accept(value: str | None) -> bool:
+        if value:
+            check(value, f'--{flag.name}')
+        return True
+
+    flags.register_validator(flag, accept)
+    return flag
 
 
 def with_located_config(argv: list[str]) -> list[str]:
@@ -183,6 +197,7 @@ def _parse(argv: list[str], config: flags.FlagHolder) -> list[str]:
         remaining = flags.FLAGS(with_located_config(argv))
         if config.value is not None:
             config.value.lock()  # raises if loading it failed
+            paths.check_config(config.value)
         return remaining
     except ImportError as error:
         path = traceback.extract_tb(error.__traceback__)[-1].filename

@@ -19,6 +19,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation.neighbours import nearest_images
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.system.files import atomic_path, locked, remove_partial
+from sagan_jax.system.paths import folder_names
 from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
 from sagan_jax.trained.model import Model
@@ -163,7 +164,7 @@ def _write_folder(
     labels = model.labels(classes, n)
     names = [''] * len(model.class_names)
     if model.config.model.conditioning != 'none':
-        names = [name.replace('/', '_') for name in model.class_names]
+        names = folder_names(model.class_names, reserved=[RECORD])
     record = {
         'step': model.step,
         'sha256': model.sha256[:16],

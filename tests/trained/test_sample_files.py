@@ -91,6 +91,17 @@ def test_a_generator_without_classes_needs_no_class_folders(model, tmp_path):
     assert files(tmp_path / 'folder') == ['000000.png', '000001.png', 'samples.json']
 
 
+def test_classes_of_any_name_stay_below_the_folder(model, tmp_path):
+    for names in (('..', '../../up', ''), ('a/b', 'a_b', 'A_B'), ('samples.json', '/x', '\0')):
+        folder = tmp_path / 'deep' / str(len(names[0]))
+        write_samples(dataclasses.replace(model, class_names=names), folder, n=6)
+        found = [name for name in files(folder) if name != 'samples.json']
+        assert sorted(Path(name).name for name in found) == [f'00000{n}.png' for n in range(6)]
+        assert {name.count('/') for name in found} == {1}
+        assert len({Path(name).parent for name in found}) == 3
+    assert os.listdir(tmp_path) == ['deep']
+
+
 def test_a_folder_of_other_samples_is_refused(model, tmp_path):
     folder = tmp_path / 'folder'
     write_samples(model, folder, n=2, classes=['class1'])

@@ -1,0 +1,108 @@
+"""Paths that a user gives, and folders named after classes."""
+
+import collections
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from sagan_jax.errors import UserError
+
+_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')
+_LONGEST_NAME = 200  # bytes of a name that becomes a folder, without a number; systems allow 255
+
+
+def check_path(path: str, flag: str) -> None:
+    """Refuses a path that is not one of this machine, such as gs://bucket/run.
+
+    Args:
+      path: what the user gave.
+      flag: what the user calls it, such as --output.
+
+    Raises:
+      UserError: if the path begins with a scheme, or is not Unicode.
+    """
+    shown = _shown(path)
+    if _SCHEME.match(path):
+        raise UserError(
+            f'{flag}={shown} is not a path on this machine: copy or mount what is there, and give '
+            'the local path.'
+        )
+    if shown != path:
+        raise UserError(f'{flag}={shown} is not UTF-8: rename the folder or the file.')
+
+
+def check_data_path(path: str, flag: str) -> None:
+    """Refuses a folder in which checkpoints or prepared data could not be read back.
+
+    Orbax, TensorStore and TFDS take the whole path of a file as a pattern or as an address.
+
+    Raises:
+      UserError: as `check_path`, or naming the part of the absolute path that cannot be used.
+    """
+    check_path(path, flag)
+    whole = os.path.abspath(os.path.expanduser(path))
+    for part in Path(whole).parts:
+        if re.search(r'[*?\[\]\\\0]', part) or part.endswith('gs:') or _shown(part) != part:
+            raise UserError(
+                f'{flag}={path} cannot hold checkpoints or prepared data, which are read by paths '
+                f'without *, ?, [, ], \\ and gs:/, because of {_shown(part)!r} in {_shown(whole)}: '
+                'choose another folder.'
+            )
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Refuses a configuration with a path that `check_path` or `check_data_path` refuses."""
+    for key, check in (
+        ('dataset.source_dir', check_path),
+        ('dataset.data_dir', check_data_path),
+        ('evaluation.inception_weights', check_path),
+    ):
+        section, _, name = key.partition('.')
+        value = config.get(section, {}).get(name)
+        if value:
+            check(value, f'--config.{key}')
+
+
+def folder_names(names: Sequence[str], reserved: Sequence[str] = ()) -> list[str]:
+    """A folder's name for each class: a single part of a path, each different from the others.
+
+    A usual name stays as it is. '~' and the number of the class are added to a name that had to be
+    changed, and to names that differ only in case or composition, which some file systems do not
+    tell apart. No other folder has a '~'.
+
+    Args:
+      names: of the classes, any text.
+      reserved: names of other files beside the folders.
+    """
+    safe = [_safe(name) for name in names]
+    taken = collections.Counter(_folded(name) for name in (*safe, *reserved))
+    return [
+        name if name == asked and taken[_folded(name)] == 1 else f'{name}~{number}'
+        for number, (asked, name) in enumerate(zip(names, safe, strict=True))
+    ]
+
+
+def _safe(name: str) -> str:
+    """A name without separators, control characters, surrogates, '~' and outer dots and spaces."""
+    kept = ''.join(
+        '_'
+        if character in '/\\~' or unicodedata.category(character) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
+        else character
+        for character in name
+    )
+    kept = kept.encode()[:_LONGEST_NAME].decode(errors='ignore')
+    return re.sub(r'^[. ]|[. ]$|^$', '_', kept)
+
+
+def _folded(name: str) -> str:
+    decomposed = unicodedata.normalize('NFD', name).casefold()
+    return unicodedata.normalize('NFD', decomposed)
+
+
+def _shown(path: str) -> str:
+    """The path with bytes that are not UTF-8 replaced."""
+    return path.encode(errors='replace').decode()
