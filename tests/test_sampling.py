@@ -1,4 +1,4 @@
-"""Frozen generators: σ folded in, statistics of their own, the same images every time."""
+"""Frozen generators and their samples, interpolations and classes."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from tests import tiny
 
 @pytest.fixture(scope='module')
 def generator_variables():
-    """Parameters far from their initial values, as after training."""
+    """Variables far from their initial values, as after training."""
     generator, _ = models.create(tiny.config())
     variables = jax.jit(generator.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def generator_variables():
     return variables | {'params': params}
 
 
-def test_sigma_is_folded_in(generator_variables):
+def test_frozen_weights_have_spectral_norm_one(generator_variables):
     before = jax.tree.map(np.array, generator_variables)
     frozen = sampling.create_freeze(tiny.config())(generator_variables)
     assert frozen.keys() == {'params', 'batch_stats'}
@@ -33,14 +33,14 @@ def test_sigma_is_folded_in(generator_variables):
     for kernel in kernels:
         sigma = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0]
         np.testing.assert_allclose(sigma, 1, rtol=2e-3)
-    # With no standing batches the running averages stay; nothing that was given is changed.
+    # Without standing batches, the running averages stay. The input is not changed.
     for path, leaf in traverse_util.flatten_dict(before['batch_stats']).items():
         np.testing.assert_array_equal(traverse_util.flatten_dict(frozen['batch_stats'])[path], leaf)
     jax.tree.map(np.testing.assert_array_equal, before, generator_variables)
 
 
-def test_standing_statistics_are_those_of_fresh_batches(generator_variables):
-    """With them, a batch in evaluation mode comes out nearly as in training mode."""
+def test_standing_statistics_match_batch_moments(generator_variables):
+    """With standing statistics, evaluation mode and training mode give nearly the same images."""
     config = tiny.config(batch_size=64, batch_norm__standing_batches=4)
     generator, _ = models.create(config)
     labels = np.arange(192, dtype=np.int32) % 3
@@ -57,7 +57,7 @@ def test_standing_statistics_are_those_of_fresh_batches(generator_variables):
     assert errors[0] < 0.1 * errors[1]
 
 
-def test_samples_are_rounded_pixels_in_rows(generator_variables):
+def test_sample_rows_are_rounded_images_of_their_index_and_label(generator_variables):
     config = tiny.config()
     frozen = sampling.create_freeze(config)(generator_variables)
     generator, _ = models.create(config)
@@ -82,7 +82,7 @@ def test_grid_classes(num_classes, rows, expected):
     assert classes.dtype == np.int32
 
 
-def test_great_circles_keep_their_distance_from_the_origin():
+def test_slerp_keeps_the_norm():
     start, end = np.array([[3.0, 0], [0, 2]]), np.array([[0, 3.0], [2, 0]])
     path = sampling.slerp(start, end, 4)
     angles = np.arange(4) * np.pi / 6
@@ -94,7 +94,7 @@ def test_great_circles_keep_their_distance_from_the_origin():
     )
 
 
-def test_mixed_classes_have_mixed_tables(generator_variables):
+def test_mixed_classes_average_the_tables(generator_variables):
     frozen = sampling.create_freeze(tiny.config())(generator_variables)
     half = np.array([[0.5, 0, 0.5]], np.float32)
     _, mixed = sampling.mix_classes(tiny.config(), frozen, half)

@@ -1,4 +1,4 @@
-"""Scores of a run: right, with their protocol, and without a trace in the run itself."""
+"""Scores of a run: their values and protocol, and that scoring does not change training."""
 
 import json
 
@@ -39,7 +39,7 @@ def configuration(folder, **overrides):
 
 @pytest.fixture(scope='module')
 def run(folder, tmp_path_factory):
-    """A finished run that was scored at steps 2 and 4."""
+    """A finished run with scores at steps 2 and 4."""
     config = configuration(folder, evaluate_every=2, keep_checkpoints=2)
     workdir = tmp_path_factory.mktemp('run')
     train(config, workdir)
@@ -57,12 +57,12 @@ def by_name(rows):
     return {row['name']: row for row in rows}
 
 
-# ---- The numbers. ------------------------------------------------------------------------------
+# ---- Values. -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
 def scored(run):
-    """Everything at once, on eight devices with batches that do not divide the samples."""
+    """All scores, on eight devices and with a batch size that does not divide the samples."""
     config, workdir = run
     config = config.copy_and_resolve_references()
     config.evaluation.update({'intra_fid_samples': 7, 'batch_size': 16})
@@ -70,7 +70,7 @@ def scored(run):
     return config, workdir, rows
 
 
-def test_against_images_drawn_one_by_one(scored):
+def test_scores_equal_those_of_images_drawn_one_by_one(scored):
     config, workdir, rows = scored
     rows = by_name(rows)
     state = final_state(config, workdir)
@@ -134,7 +134,7 @@ def test_against_images_drawn_one_by_one(scored):
 
 
 @pytest.mark.parametrize(('devices', 'batch_size'), [(1, 25), (1, 64), (8, 8)])
-def test_neither_devices_nor_batches_change_a_score(scored, monkeypatch, devices, batch_size):
+def test_scores_do_not_depend_on_devices_or_batch_size(scored, monkeypatch, devices, batch_size):
     config, workdir, rows = scored
     other = config.copy_and_resolve_references()
     other.evaluation.batch_size = batch_size
@@ -164,8 +164,8 @@ def test_every_score_carries_its_protocol(scored):
     ]
     text = (workdir / 'evaluation' / '000004.json').read_text()
     written = json.loads(text)
-    assert len(text.splitlines()) == len(written) + 2  # one score a line
-    # What training had written about 40 samples stands there too, and nothing twice.
+    assert len(text.splitlines()) == len(written) + 2  # one score per line
+    # The scores of 40 samples that training wrote are kept, and no score is repeated.
     names = [row['name'] for row in written]
     assert names == [
         'in_domain_fid40_train', 'in_domain_is40', 'in_domain_class_share40',
@@ -188,7 +188,7 @@ def test_every_score_carries_its_protocol(scored):
     assert rows['in_domain_kid30_train']['num_real'] == 30
 
 
-def test_floats_and_standing_statistics_are_told(scored):
+def test_scores_without_rounding_say_so(scored):
     config, workdir, rows = scored
     other = config.copy_and_resolve_references()
     other.evaluation.round_to_uint8 = False
@@ -199,7 +199,7 @@ def test_floats_and_standing_statistics_are_told(scored):
     assert floats[0]['value'] != rows[0]['value']
 
 
-def test_names_carry_what_numbers_hang_on():
+def test_names_of_rows():
     for score, num_samples, from_classifier, name in (
         ('fid', 50_000, False, 'fid50k_test'),
         ('fid', 10_000, True, 'in_domain_fid10k_test'),
@@ -233,7 +233,7 @@ def test_training_is_the_same_with_and_without_evaluation(run, folder, tmp_path)
     assert not (tmp_path / 'evaluation').exists()
 
 
-def test_scores_while_training(run):
+def test_training_writes_scores(run):
     _, workdir = run
     scored = {path.name for path in (workdir / 'evaluation').iterdir()}
     assert scored == {'000002.json', '000004.json'}
@@ -248,7 +248,7 @@ def test_scores_while_training(run):
     assert logged == values
 
 
-def test_the_better_score_is_kept(tmp_path):
+def test_a_better_score_is_the_best(tmp_path):
     config = tiny.config()
     for best, worse, better in (('fid', 3, 1), ('is', 1, 3)):
         config.evaluation.best = best
@@ -261,7 +261,7 @@ def test_the_better_score_is_kept(tmp_path):
         assert evaluate.is_best(config, RunFolder(tmp_path), [{'name': name, 'value': worse}], None)
 
 
-def test_which_checkpoints(run, capsys):
+def test_checkpoints_are_chosen_by_name_or_step(run, capsys):
     config, workdir = run
     quick = config.copy_and_resolve_references()
     quick.evaluation.pair_samples = 0
@@ -273,15 +273,15 @@ def test_which_checkpoints(run, capsys):
         evaluate.evaluate(quick, workdir, '3')
 
 
-# ---- Mistakes. ---------------------------------------------------------------------------------
+# ---- Errors. -----------------------------------------------------------------------------------
 
 
-def test_a_run_without_checkpoints(folder, tmp_path):
+def test_a_run_without_checkpoints_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r'There is no checkpoint in .*: train first'):
         evaluate.evaluate(configuration(folder), tmp_path)
 
 
-def test_a_checkpoint_without_a_generator(run, tmp_path):
+def test_a_checkpoint_without_a_generator_is_refused(run, tmp_path):
     config, workdir = run
     manager = checkpoints.open_manager(tmp_path / 'checkpoints', keep=1)
     checkpoints.save(manager, 7, {'weights': np.zeros(3)})
@@ -299,7 +299,7 @@ def test_a_checkpoint_without_a_generator(run, tmp_path):
         ({'split': 'test'}, 'has no split test'),
     ],
 )
-def test_what_cannot_be_scored_is_refused_at_once(folder, overrides, message):
+def test_settings_without_enough_data_are_refused(folder, overrides, message):
     config = configuration(folder)
     config.evaluation.update(overrides)
     settings = config.evaluation
@@ -307,7 +307,7 @@ def test_what_cannot_be_scored_is_refused_at_once(folder, overrides, message):
         evaluator.create_evaluator(config, settings.num_samples, settings.pair_samples)
 
 
-def test_damaged_scores_are_named(tmp_path):
+def test_damaged_scores_are_reported(tmp_path):
     assert RunFolder(tmp_path).scores(7) == []
     path = evaluate.write(RunFolder(tmp_path), 7, [])
     path.write_text('[{"name": "fid')
@@ -315,7 +315,7 @@ def test_damaged_scores_are_named(tmp_path):
         RunFolder(tmp_path).scores(7)
 
 
-def test_an_interrupted_evaluation_leaves_nothing(run, monkeypatch):
+def test_a_failed_evaluation_changes_no_scores(run, monkeypatch):
     config, workdir = run
     before = {path: path.read_bytes() for path in (workdir / 'evaluation').iterdir()}
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What was memorised is found, and what is told of distances is so."""
+"""Nearest training images and their distances."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def coarse(images):
     return images.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 48)
 
 
-def test_a_memorised_picture_is_found(tmp_path, monkeypatch):
+def test_a_memorised_image_is_found(tmp_path, monkeypatch):
     network = FeatureNetwork(
         'coarse', 'none', 'none', lambda _, images: {'x': coarse(images)}, {}, 'x', 'x'
     )
@@ -25,7 +25,7 @@ def test_a_memorised_picture_is_found(tmp_path, monkeypatch):
     source = data.load(config.dataset)
     real = np.stack([example['image'] for example in source.examples])
     images = real[[5, 20]]
-    images[1, 0, 0] ^= 3  # all but memorised
+    images[1, 0, 0] ^= 3  # nearly memorised
 
     found = nearest_images(config, images, k=4)
     assert found.images.shape == (2, 4, 32, 32, 3)

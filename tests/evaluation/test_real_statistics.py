@@ -40,16 +40,16 @@ def files(source, kind):
     return sorted((source.folder / 'sagan_jax').glob(f'{kind}_*.npz'))
 
 
-def test_the_classifier_is_trained_once(config, source, networks, monkeypatch, capsys):
+def test_the_classifier_is_cached(config, source, networks, monkeypatch, capsys):
     assert networks.classifier is networks.features
     monkeypatch.setattr(in_domain, 'fit', None)
     again = real_statistics.load_networks(config, source)
     assert again.features.sha256 == networks.features.sha256
-    # Brightness tells the classes apart; without a test split it is the training split's.
+    # The classes differ in brightness, and there is no test split.
     assert '3 classes: 100.0% of train images correct' in capsys.readouterr().out
 
 
-def test_statistics_are_those_of_all_pictures(source, networks):
+def test_statistics_cover_all_images(source, networks):
     images = np.stack([example['image'] for example in source.examples])
     labels = np.array([example['label'] for example in source.examples])
     found = in_domain.apply(networks.features.variables, images)
@@ -68,7 +68,7 @@ def test_statistics_are_those_of_all_pictures(source, networks):
     np.testing.assert_array_equal(kept_labels, labels)
 
 
-def test_every_setting_has_a_file_of_its_own(source, networks):
+def test_settings_have_separate_files(source, networks):
     before = len(files(source, 'statistics'))
     statistics(source, networks, splits=3)
     statistics(source, networks, keep=11)
@@ -92,7 +92,7 @@ def test_statistics_of_another_resolution_are_refused(source, networks):
     newest.unlink()
 
 
-def test_a_damaged_file_is_made_again(source, networks, capsys):
+def test_a_damaged_file_is_computed_again(source, networks, capsys):
     expected = statistics(source, networks, keep=13)
     newest = max(files(source, 'statistics'), key=lambda path: path.stat().st_mtime_ns)
     for content in (newest.read_bytes()[:-100], b'', b'PK\x03\x04 nothing'):
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_made_again(source, networks, capsys):
         np.testing.assert_array_equal(found.collected.features, expected.collected.features)
 
 
-def test_a_folder_that_cannot_be_written_is_no_obstacle(source, networks, tmp_path, capsys):
+def test_statistics_of_an_unwritable_folder_are_computed(source, networks, tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     elsewhere = source.__class__(**source.__dict__ | {'folder': tmp_path / 'file'})
     collected, _ = statistics(elsewhere, networks)

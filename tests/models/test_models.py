@@ -1,4 +1,4 @@
-"""Parameter counts, shapes and purity of the networks that a configuration describes."""
+"""Parameter counts, shapes and purity of the networks."""
 
 import chex
 import jax
@@ -20,7 +20,7 @@ def configuration(image_size, num_classes, generator_attention, discriminator_at
     return config
 
 
-# Three counts of the official code, which compare_gan has too, then the other tables.
+# The first three rows are the counts of the official code and of compare_gan.
 @pytest.mark.parametrize(
     ('image_size', 'num_classes', 'attention', 'generator_count', 'discriminator_count'),
     [
@@ -73,7 +73,7 @@ def test_shapes_at_every_resolution(image_size, conditioning):
 
 
 def compiled(config):
-    """Networks with compiled functions; eagerly they would take half a minute."""
+    """The networks with compiled functions. Uncompiled, they take half a minute."""
     return [
         network._replace(
             init=jax.jit(network.init),
@@ -89,7 +89,7 @@ def tiny_networks():
     return compiled(tiny.config())
 
 
-def test_application_is_pure_and_evaluation_changes_nothing(tiny_networks):
+def test_apply_is_pure_and_evaluation_keeps_batch_statistics(tiny_networks):
     generator, discriminator = tiny_networks
     variables = generator.init(jax.random.key(0))
     before = jax.tree.map(np.array, variables)
@@ -109,10 +109,10 @@ def test_application_is_pure_and_evaluation_changes_nothing(tiny_networks):
     d_weights, _ = discriminator.normalise(discriminator.init(jax.random.key(0)))
     logits, _ = discriminator.apply(d_weights, images, labels, train=False)
     other, _ = discriminator.apply(d_weights, images, (labels + 1) % 3, train=False)
-    assert not np.allclose(logits, other)  # the projection sees the label
+    assert not np.allclose(logits, other)  # the projection depends on the label
 
 
-def test_several_labels_for_each_image():
+def test_several_labels_per_image():
     config = tiny.config(dataset__num_classes=5)
     _, discriminator = models.create(config)
     weights, _ = discriminator.normalise(discriminator.init(jax.random.key(0)))
@@ -125,7 +125,7 @@ def test_several_labels_for_each_image():
     assert abs(logits[0, 0] - logits[0, 1]) > 1e-3
 
 
-def test_what_is_not_normalised_is_not_applied(tiny_networks):
+def test_apply_refuses_variables_that_are_not_normalised(tiny_networks):
     generator, _ = tiny_networks
     variables = generator.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r'expected weights, .*spectral_stats'):
@@ -133,14 +133,14 @@ def test_what_is_not_normalised_is_not_applied(tiny_networks):
 
 
 @pytest.mark.parametrize('network', ['generator', 'discriminator'])
-def test_spectral_norm_is_configured_per_network(network):
+def test_spectral_normalisation_is_configured_per_network(network):
     config = tiny.config(**{f'spectral_norm__{network}': False})
     variables = [jax.eval_shape(n.init, jax.random.key(0)) for n in models.create(config)]
     empty = [v['spectral_stats'] == {} for v in variables]
     assert empty == [network == 'generator', network == 'discriminator']
 
 
-def test_bfloat16_keeps_parameters_and_outputs_float32(tiny_networks):
+def test_parameters_and_outputs_are_float32_with_bfloat16(tiny_networks):
     inputs = jax.random.normal(jax.random.key(1), (4, 8)), jnp.array([0, 1, 2, 0])
     images = {}
     for dtype in ('float32', 'bfloat16'):
@@ -165,4 +165,4 @@ def test_initialisers():
     kernel = initialise('orthogonal', 3, 3, 8, 16)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(16), atol=1e-5)
     assert np.std(initialise('normal', 3, 3, 16, 32)) == pytest.approx(0.02, rel=0.05)
-    assert (initialise('xavier_uniform', 3, 3, 8, 8) == 1).all()  # keeps the layers' own draw
+    assert (initialise('xavier_uniform', 3, 3, 8, 8) == 1).all()  # the layers draw these
