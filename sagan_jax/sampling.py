@@ -143,8 +143,9 @@ def create_sample(generator: Network, z_dim: int, batch_size: int) -> Sample:
     """Builds `sample(frozen, indices, labels, randomness)`, which runs on all local devices.
 
     `frozen` comes from `create_freeze`; indices and labels are integers [n]. `sample` yields
-    batches of at most `batch_size` images, uint8 [b, S, S, 3]. Up to rounding, an image depends
-    only on the randomness, its index and its label.
+    batches uint8 [b, S, S, 3]. b is `batch_size`, rounded up to a multiple of the devices, or less
+    in the last batch. Up to rounding, an image depends only on the randomness, its index and its
+    label.
     """
 
     def draw(variables, rows):

@@ -1,4 +1,4 @@
-"""Scores checkpoints of a run, with the protocol attached to every number."""
+"""Scores checkpoints of a run and records the protocol of every score."""
 
 from pathlib import Path
 

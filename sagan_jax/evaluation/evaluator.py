@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ class Evaluator:
     real: Statistics
     real_features: tuple[np.ndarray, np.ndarray] | None
     freeze: Callable[[Variables], Variables]
-    stream: Callable
+    stream: Callable[[Variables, Iterable[np.ndarray]], Iterator[dict[str, np.ndarray]]]
     labels: np.ndarray
 
     def __call__(self, step: int, variables: Variables) -> list[Row]:
@@ -195,7 +195,9 @@ def create_evaluator(
     )
 
 
-def _create_stream(config: ml_collections.ConfigDict, networks: Networks) -> Callable:
+def _create_stream(
+    config: ml_collections.ConfigDict, networks: Networks
+) -> Callable[[Variables, Iterable[np.ndarray]], Iterator[dict[str, np.ndarray]]]:
     """Builds the program that draws images and applies the networks to them, on all devices."""
     settings, (generator, _) = config.evaluation, models.create(config)
     draw = create_draw(generator, config.seed, config.model.z_dim, settings.round_to_uint8)
@@ -207,10 +209,10 @@ def _create_stream(config: ml_collections.ConfigDict, networks: Networks) -> Cal
 
 
 def _check_images(source: data.Source, splits: int, pair_samples: int) -> None:
-    least = max(splits, checks.MIN_PAIRS if pair_samples else 2)
-    if len(source) < least:
+    required = max(splits, checks.MIN_PAIRS if pair_samples else 2)
+    if len(source) < required:
         raise UserError(
             f'The data set {source.name} has {len(source)} {source.split} images, but the scores '
-            f'need at least {least}: choose another evaluation.split, fewer evaluation.splits, or '
-            'evaluation.pair_samples=0.'
+            f'need at least {required}: choose another evaluation.split, fewer evaluation.splits, '
+            'or evaluation.pair_samples=0.'
         )

@@ -22,7 +22,7 @@ from sagan_jax import data
 from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import in_domain, inception, scores
-from sagan_jax.metrics.features import Collected, FeatureNetwork, collect
+from sagan_jax.metrics.features import Collected, FeatureNetwork, Variables, collect
 from sagan_jax.system import distributed
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import differences
@@ -45,7 +45,7 @@ class Networks(NamedTuple):
     colours: bool
 
     @property
-    def variables(self) -> dict:
+    def variables(self) -> Variables:
         classifier = self.classifier.variables if self.classifier else {}
         return {'features': self.features.variables, 'classifier': classifier}
 
@@ -53,7 +53,7 @@ class Networks(NamedTuple):
     def sha256(self) -> list[str]:
         return [network.sha256 for network in (self.features, self.classifier) if network]
 
-    def apply(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
+    def apply(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Applies the networks to images [N, S, S, 3], uint8 or float from 0 to 255.
 
         Returns:
@@ -263,7 +263,7 @@ def _classifier(config: ml_collections.ConfigDict, source: data.Source) -> Featu
     return in_domain.network(unflatten_dict(stored, sep='/'))
 
 
-def _record(source: data.Source, networks: Networks) -> dict:
+def _record(source: data.Source, networks: Networks) -> dict[str, Any]:
     """Everything that statistics of real images depend on."""
     return {
         'data': source.name,
@@ -280,7 +280,7 @@ def _record(source: data.Source, networks: Networks) -> dict:
 
 
 def _cached(
-    folder: Path, kind: str, record: dict, compute: Callable[[], dict]
+    folder: Path, kind: str, record: dict[str, Any], compute: Callable[[], dict[str, Any]]
 ) -> dict[str, np.ndarray]:
     """Reads arrays from `folder/sagan_jax/`, or computes them and stores them there."""
     text = json.dumps(record, sort_keys=True)
@@ -302,7 +302,7 @@ def _cached(
     return arrays
 
 
-def _read(path: Path, record: dict) -> dict[str, np.ndarray] | None:
+def _read(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
@@ -316,9 +316,9 @@ def _read(path: Path, record: dict) -> dict[str, np.ndarray] | None:
     return stored
 
 
-def _check_record(path: Path, found: dict, wanted: dict) -> None:
+def _check_record(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     different = [
-        f'{key} {stored}, not {asked}' for key, stored, asked in differences(found, wanted)
+        f'{key} {stored}, not {expected}' for key, stored, expected in differences(found, wanted)
     ]
     if different:
         raise UserError(

@@ -192,7 +192,9 @@ def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
     return initialise
 
 
-def _attention_block(model: ml_collections.ConfigDict, dtype: jnp.dtype) -> Callable:
+def _attention_block(
+    model: ml_collections.ConfigDict, dtype: jnp.dtype
+) -> Callable[..., nn.Module]:
     """Builds `attention_block(name=…)`, which creates the layer at attention resolutions."""
     if model.attention_block == 'residual':
         return partial(ResidualBlock, dtype)

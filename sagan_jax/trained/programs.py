@@ -1,6 +1,6 @@
 """The compiled functions of a trained model, shared by all models of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -9,8 +9,11 @@ import ml_collections
 import numpy as np
 
 from sagan_jax import sampling
-from sagan_jax.models import Network
+from sagan_jax.models import Network, Variables
 from sagan_jax.streams import Stream
+
+# Variables and two arrays of n rows → results for these rows, batch by batch.
+ByRows = Callable[[Variables, np.ndarray, np.ndarray], Iterator[np.ndarray]]
 
 
 class Programs(NamedTuple):
@@ -26,9 +29,9 @@ class Programs(NamedTuple):
     """
 
     sample: sampling.Sample
-    generate: Callable
-    discriminate: Callable
-    attention: Callable
+    generate: ByRows
+    discriminate: ByRows
+    attention: Callable[..., dict[int, jax.Array]]
 
 
 def create_programs(
@@ -68,7 +71,7 @@ def create_programs(
     )
 
 
-def create_generate(generator: Network, batch_size: int) -> Callable:
+def create_generate(generator: Network, batch_size: int) -> ByRows:
     """Builds `Programs.generate` for a generator."""
 
     def images(frozen, rows):

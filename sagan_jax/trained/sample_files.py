@@ -73,15 +73,15 @@ def write_samples(
     if kind not in KINDS:
         raise UserError(f'Cannot draw {kind!r}: choose {", ".join(KINDS)}.')
     n = KINDS[kind] if n is None else n
-    is_picture = output.suffix == '.png'
-    if kind != 'samples' and not is_picture:
+    is_png = output.suffix == '.png'
+    if kind != 'samples' and not is_png:
         raise UserError(
             f'{kind} writes one image: give an --output that ends in .png, not {output}.'
         )
     write = _write_arrays if output.suffix == '.npz' else _write_folder
     try:
-        if is_picture:
-            _write_picture(model, output, kind, classes, n, seed, truncation)
+        if is_png:
+            _write_png(model, output, kind, classes, n, seed, truncation)
         else:
             write(model, output, classes, n, seed, truncation)
     except OSError as error:
@@ -95,7 +95,7 @@ def write_samples(
 # ---- One image. --------------------------------------------------------------------------------
 
 
-def _write_picture(
+def _write_png(
     model: Model,
     path: Path,
     kind: str,
