@@ -37,7 +37,7 @@ class Evaluator:
     Attributes:
       config, num_samples, pair_samples, intra_fid_samples, progress, stop: see `create_evaluator`.
       source: the real images.
-      networks: compute the features, and where they apply the classes and colours, of images.
+      networks: applied to every image, see `Networks`.
       real: statistics of the real images.
       real_features: for intra FID, features float32 [N, d] and labels int32 [N] of real images.
       freeze: see `sampling.create_freeze`.

@@ -155,7 +155,7 @@ def load_features(
         labels: list[np.ndarray] = []
         layer = networks.features.layer
         stream = on_devices(networks.features.apply, batch_size, distributed.all_devices())
-        images = _noting(data.one_pass(source, batch_size), labels)
+        images = _keep_labels(data.one_pass(source, batch_size), labels)
         parts = _progress(stream(networks.features.variables, images), len(source), layer)
         features = np.concatenate([part[layer] for part in parts])
         return {'features': features, 'labels': np.concatenate(labels)}
@@ -179,22 +179,22 @@ def gather(
       total: the number of images.
       splits, keep: see `load_statistics`.
     """
-    noted: dict[str, list[np.ndarray]] = {'predictions': [], 'agreements': [], 'hues': []}
+    outputs: dict[str, list[np.ndarray]] = {'predictions': [], 'agreements': [], 'hues': []}
 
-    def note():
+    def read():
         for part in parts:
-            for name, values in noted.items():
+            for name, values in outputs.items():
                 if name in part:
                     values.append(part[name])
             yield part
 
-    collected = collect(note(), 'features', 'logits', total, splits, keep)
+    collected = collect(read(), 'features', 'logits', total, splits, keep)
     shares = {}
-    if noted['predictions']:
-        shares['class_share'] = float((np.concatenate(noted['predictions']) == labels()).mean())
-    if noted['agreements']:
-        shares['colour_agreement'] = float(np.concatenate(noted['agreements']).mean())
-        variety = shapes.hue_variety(np.concatenate(noted['hues']), labels())
+    if outputs['predictions']:
+        shares['class_share'] = float((np.concatenate(outputs['predictions']) == labels()).mean())
+    if outputs['agreements']:
+        shares['colour_agreement'] = float(np.concatenate(outputs['agreements']).mean())
+        variety = shapes.hue_variety(np.concatenate(outputs['hues']), labels())
         shares |= {'hue_variety': float(variety.mean()), 'hue_variety_min': float(variety.min())}
     return Statistics(collected, shares)
 
@@ -205,12 +205,12 @@ def _gather_real(
     labels: list[np.ndarray] = []
     stream = on_devices(networks.apply, batch_size, distributed.all_devices())
     total = len(source)
-    images = _noting(data.one_pass(source, batch_size), labels)
+    images = _keep_labels(data.one_pass(source, batch_size), labels)
     parts = _progress(stream(networks.variables, images), total, 'features')
     return gather(parts, lambda: np.concatenate(labels), total, splits, keep)
 
 
-def _noting(
+def _keep_labels(
     batches: Iterable[tuple[np.ndarray, np.ndarray]], labels: list[np.ndarray]
 ) -> Iterator[np.ndarray]:
     """Yields the images of batches and appends their labels to the list."""

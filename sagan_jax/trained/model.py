@@ -100,11 +100,11 @@ class Model:
         return sampling.sample_rows(self.programs.sample, self.generator, labels, columns, seed)
 
     def labels(self, classes: Classes | None = None, n: int = 16) -> np.ndarray:
-        """The labels of `sample`'s images, int32 [n]."""
+        """The labels of the images that `sample` draws, int32 [n]."""
         return labels_of(self.config, self.class_names, classes, n)
 
     def noise(self, n: int = 16, seed: int = 0, truncation: float | None = None) -> np.ndarray:
-        """The z of `sample`'s images, float32 [n, z_dim]."""
+        """The z of the images that `sample` draws, float32 [n, z_dim]."""
         _check_count(n)
         indices, z_dim = np.arange(n, dtype=np.int32), self.config.model.z_dim
         checked_seed, threshold = randomness(seed, truncation)
