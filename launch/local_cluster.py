@@ -1,11 +1,11 @@
-"""A run of several processes on one machine, each with virtual CPU devices of its own.
+"""Trains with several processes on this machine, each with its own virtual CPU devices.
 
     python -m launch.local_cluster --processes 2 --devices 2 -- \
         --config configs/quickstart.py --workdir runs/cluster
 
-The arguments after the two dashes go to `python -m sagan_jax.main`. When a process fails, all start
-again from the last checkpoint, see `until_done.repeat`; a mistake of the user's (status 2) ends the
-run. SIGTERM and Ctrl-C are passed on, and the launcher ends as the processes do.
+The arguments after the two dashes go to `python -m sagan_jax.main`. If a process fails, all restart
+from the last checkpoint, see `until_done.repeat`; an error of the user's (status 2) ends the run.
+The launcher passes SIGTERM and Ctrl-C on, and exits with the status of the processes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from launch import until_done
 from sagan_jax.system.distributed import LOST, TIMEOUT
 from sagan_jax.system.signals import collected
 
-MISTAKE = 2  # status of a process that was given something wrong
+USER_ERROR = 2  # exit status of a process after a `UserError`
 
 
 def main() -> int:
@@ -30,19 +30,19 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--processes', type=int, default=2, help='how many (default: 2)')
-    parser.add_argument('--devices', type=int, default=2, help='of each process (default: 2)')
-    parser.add_argument('arguments', nargs='+', help='of sagan_jax.main, after --')
+    parser.add_argument('--processes', type=int, default=2, help='number of processes (default: 2)')
+    parser.add_argument('--devices', type=int, default=2, help='devices per process (default: 2)')
+    parser.add_argument('arguments', nargs='+', help='arguments of sagan_jax.main, after --')
     options = parser.parse_args()
     if min(options.processes, options.devices) < 1:
         parser.error('--processes and --devices should be 1 or more')
 
-    def attempt():
+    def attempt() -> int:
         started = start(options.processes, options.devices, options.arguments)
         statuses = wait(started, lambda: signals)
-        tell(statuses)
-        if MISTAKE in statuses:
-            return MISTAKE
+        print_failures(statuses)
+        if USER_ERROR in statuses:
+            return USER_ERROR
         return LOST if any(statuses) else 0
 
     with collected() as signals:
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def start(processes: int, devices: int, arguments: Sequence[str]) -> list[subprocess.Popen]:
-    """Starts the processes of one run; they find each other at a port that is free now."""
+    """Starts the processes of one run, which connect through a port that is free now."""
     port = free_port()
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
     return [
@@ -63,23 +63,24 @@ def start(processes: int, devices: int, arguments: Sequence[str]) -> list[subpro
                 f'--config.distributed.process_id={index}',
             ],
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches them from here, and once
+            start_new_session=True,  # Ctrl-C reaches only the launcher
         )
         for index in range(processes)
     ]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses now."""
+    """A port of this machine that is free now."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         return free.getsockname()[1]
 
 
 def wait(started: Sequence[subprocess.Popen], signals: Callable[[], list[int]]) -> list[int]:
-    """The exit statuses of processes once all have ended; negative ones are signals.
+    """Waits until all processes have ended; returns their exit statuses, negative for signals.
 
-    Signals are passed on. Once a process has failed the others have `TIMEOUT` seconds to notice.
+    Passes `signals()` on as they arrive. If a process fails, the others have `TIMEOUT` seconds to
+    notice before they are killed.
     """
     passed_on, deadline = 0, None
     try:
@@ -97,8 +98,8 @@ def wait(started: Sequence[subprocess.Popen], signals: Callable[[], list[int]]) 
     return [process.wait() for process in started]
 
 
-def tell(statuses: Sequence[int]) -> None:
-    """Prints how processes ended that did not end well."""
+def print_failures(statuses: Sequence[int]) -> None:
+    """Prints how each failed process ended."""
     for index, status in enumerate(statuses):
         if status:
             how = f'was killed by signal {-status}' if status < 0 else f'ended with status {status}'

@@ -1,7 +1,7 @@
-"""Puts the scores of a sweep together: python -m launch.report WORKDIR
+"""Summarizes the scores of a sweep: python -m launch.report WORKDIR
 
-Writes WORKDIR/report.md and WORKDIR/report.html: for each variant the mean ± standard deviation of
-each score over the seeds, with what the paper reports; curves of the scores over steps; samples. A
+Writes WORKDIR/report.md and WORKDIR/report.html: the mean ± standard deviation of each variant's
+scores over the seeds, beside the paper's scores; curves of the scores over steps; samples. The
 sweep may still be running.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from launch.sweep import paper, results, runs
 from launch.sweep.results import Column, Result
+from launch.sweep.runs import Record
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.protocol import LOW_IS_GOOD
 from sagan_jax.system.files import atomic_path
@@ -33,7 +34,7 @@ Cell = str | Cited
 
 
 class Table(NamedTuple):
-    """Text in rows, named in the first column, with paragraphs below."""
+    """Rows of text; the first column names them. The notes follow as paragraphs."""
 
     heading: str
     header: Sequence[Cell]
@@ -77,10 +78,10 @@ def write(workdir: Path) -> list[Path]:
     return paths
 
 
-def _values(record: dict[str, Any], variants: dict[str, list[Result]]) -> dict[str, Any]:
-    """What the templates show."""
-    everything = [result for group in variants.values() for result in group]
-    seeds = sorted({result.run.seed for result in everything})
+def _values(record: Record, variants: dict[str, list[Result]]) -> dict[str, Any]:
+    """The values that the templates show."""
+    all_results = [result for group in variants.values() for result in group]
+    seeds = sorted({result.run.seed for result in all_results})
     columns = results.columns(variants)
     scored = [column for column in columns if any(column.of(group) for group in variants.values())]
     return {
@@ -92,8 +93,8 @@ def _values(record: dict[str, Any], variants: dict[str, list[Result]]) -> dict[s
                 *record['overrides'],
             )
         ),
-        'total': len(everything),
-        'unfinished': [runs.line(r.run, r.state) for r in everything if r.state.what != 'done'],
+        'total': len(all_results),
+        'unfinished': [runs.line(r.run, r.state) for r in all_results if r.state.what != 'done'],
         'scores': _score_tables(variants, scored),
         'charts': _charts(variants, columns),
         'sample_grids': _sample_grids(variants),
@@ -124,7 +125,7 @@ def _score_table(
     notes: Sequence[str] = (),
     with_paper: bool = False,
 ) -> Table:
-    """One variant per row; what the paper reports of a score follows our last column of it."""
+    """One variant per row; the paper's values of a score follow the sweep's last column of it."""
     trained = {name: sum(r.state.trained for r in group) for name, group in variants.items()}
     header: list[Cell] = ['variant', 'seeds']
     rows: dict[str, list[Cell]] = {name: [name, str(count)] for name, count in trained.items()}
@@ -162,7 +163,7 @@ def _about_the_scores(variants: dict[str, list[Result]]) -> list[str]:
 
 
 def _charts(variants: dict[str, list[Result]], columns: Sequence[Column]) -> list[Chart]:
-    """Charts of the main scores that were measured at several steps."""
+    """A chart of each main score that was measured at several steps."""
     found = []
     for column in columns:
         if column.score not in results.MAIN_SCORES:
@@ -178,7 +179,7 @@ def _charts(variants: dict[str, list[Result]], columns: Sequence[Column]) -> lis
 
 
 def _sample_grids(variants: dict[str, list[Result]]) -> list[Figure]:
-    """The last grid of each variant, then one of real images."""
+    """The last sample grid of each variant, then a grid of real images."""
     figures, reals = [], []
     for name, group in variants.items():
         last = [(max(grids), result) for result in group if (grids := result.run.files.grids())]
@@ -197,7 +198,7 @@ def _runs(variants: dict[str, list[Result]]) -> Table:
         trained = [result for result in begun if result.state.trained]
         seconds = [results.seconds_of_training(result) for result in trained]
         steps = sorted({result.config['num_train_steps'] for result in begun})
-        images = sum(r.config['num_train_steps'] * runs.images_a_step(r.config) for r in trained)
+        images = sum(r.config['num_train_steps'] * runs.images_per_step(r.config) for r in trained)
         rows.append(
             [
                 name,
@@ -218,7 +219,7 @@ def _runs(variants: dict[str, list[Result]]) -> Table:
 
 
 def _devices(result: Result) -> str:
-    """The devices that a run last printed to its log."""
+    """The devices that a run printed last in its log."""
     try:
         text = (result.run.folder / runs.LOG).read_text(errors='replace')
     except FileNotFoundError:

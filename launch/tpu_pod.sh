@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Trains on all hosts of a Cloud TPU slice, and starts again after a failure of one of them.
+# Trains on all hosts of a Cloud TPU slice; restarts all when one of them fails.
 #
 #     launch/tpu_pod.sh my-tpu europe-west4-b \
 #         --config configs/imagenet128.py:feat32 --workdir /mnt/bucket/feat32
 #
 # Needs gcloud and python3 on this machine, and this repository with its requirements and jax[tpu] in
-# ~/sagan_jax on every host. The workdir is a folder that the first host can write to, as a mounted
-# bucket.
+# ~/sagan_jax on every host. The first host writes to the workdir, for example in a mounted bucket.
 set -eu
 if [ $# -lt 3 ]; then
     echo 'usage: launch/tpu_pod.sh NAME ZONE --config FILE --workdir FOLDER …' >&2
@@ -25,9 +24,10 @@ if [ -z "$workdir" ]; then
     exit 2
 fi
 
-# On each host. A file named after the workdir holds the process of the run, so that a start ends
-# what an earlier start of the same run left there, which would hold the TPU, and no other run.
-# shellcheck disable=SC2016 # for the shell of the host to expand
+# Runs on each host. A file named after the workdir holds the process id of the run. A start reads it
+# to end the process that an earlier start of the same run left, which would still hold the TPU; it
+# ends no other run.
+# shellcheck disable=SC2016 # the shell of the host expands it
 start='
 cd ~/sagan_jax || exit
 workdir=$0

@@ -1,11 +1,11 @@
-"""Runs a command again until it is done.
+"""Restarts a command until it is done.
 
     python -m launch.until_done -- python -m sagan_jax.main --config configs/quickstart.py
 
-A command is done if it ends well (status 0), was given something wrong (2) or was asked to end (130
-or 143). Otherwise it starts again, except after three failures in a row that each come within a
-minute of the start. SIGTERM, SIGINT and SIGHUP are passed on, and the launcher ends as the command
-does.
+A command is done if it succeeded (status 0), found an error of the user's (2) or was interrupted
+(130 or 143). Otherwise it starts again, except after three failures in a row that each came within
+a minute of the start. The launcher passes SIGTERM, SIGINT and SIGHUP on, and exits with the status
+of the command.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-FINAL = (0, 2, 130, 143)  # statuses after which another attempt makes no sense
-ATTEMPTS = 3  # in a row, each of which fails within `QUICK` seconds
+FINAL = (0, 2, 130, 143)  # exit statuses after which there is no further attempt
+ATTEMPTS = 3  # that may fail in a row, each within `QUICK` seconds
 QUICK = 60.0
 
 
@@ -27,20 +27,21 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('command', nargs='+', help='a program and its arguments, after --')
-    command, signals = parser.parse_args().command, []
+    command = parser.parse_args().command
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as set by nohup
             signal.signal(number, lambda number, _: signals.append(number))
     return repeat(lambda: run(command, signals), signals)
 
 
 def repeat(attempt: Callable[[], int], signals: Sequence[int]) -> int:
-    """Calls `attempt` until it is done or keeps failing; this is the only policy of restarts.
+    """Calls `attempt` until it is done or keeps failing; all launchers restart by this policy.
 
     Args:
       attempt: returns an exit status.
-      signals: receives the signals that ask this process to end; after one there is no further
-        attempt.
+      signals: the signals received so far that ask this process to end; after one there is no
+        further attempt.
 
     Returns:
       The last status.
@@ -54,15 +55,18 @@ def repeat(attempt: Callable[[], int], signals: Sequence[int]) -> int:
         failures = failures + 1 if time.monotonic() - since < QUICK else 1
         print(f'ended with status {status}', file=sys.stderr)
         if failures == ATTEMPTS:
-            print(f'error: It failed {ATTEMPTS} times in a row.', file=sys.stderr)
+            print(
+                f'error: It failed {ATTEMPTS} times in a row: see its output.',
+                file=sys.stderr,
+            )
             return status
         print('starting again', file=sys.stderr, flush=True)
 
 
 def run(command: Sequence[str], signals: Sequence[int]) -> int:
-    """Runs a command, to which `signals` are passed on as they arrive; its status as in a shell."""
+    """Runs a command and passes `signals` on as they arrive; returns its status as a shell does."""
     passed_on = 0
-    process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C reaches it from here, once
+    process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C: only from here
     while process.poll() is None:
         for number in signals[passed_on:]:
             passed_on += 1

@@ -1,1 +1,1 @@
-"""Variants of a configuration with several seeds: python -m launch.sweep, see __main__.py."""
+"""Sweeps: variants of a configuration with several seeds; see __main__.py."""

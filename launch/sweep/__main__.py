@@ -3,16 +3,16 @@
   python -m launch.sweep --config configs/shapes.py --variants table1 --seeds 0,1,2 \\
       --workdir runs/table1 --config.num_train_steps=2000
 
-Every variant is trained with every seed in WORKDIR/VARIANT/seedSEED, by python -m sagan_jax.main in
-a process of its own with its output in log.txt there, and then scored with --mode evaluate. The
-names are those of the configuration's variants and of groups of them: table1, table2, figure3.
+Each variant is trained with each seed and then scored with --mode evaluate. Every run has its own
+process of python -m sagan_jax.main and its own folder WORKDIR/VARIANT/seedSEED, with the output in
+log.txt. --variants takes variants of the configuration and groups of them: table1, table2, figure3.
 
-Give the same command again after an interruption: what is done is left alone, what was killed goes
-on from its newest checkpoint, what failed is tried once more. Seeds and variants may be added. Two
-sweeps over one folder, on one machine or on several, share the work. --list tells what there is to
-do; python -m launch.report WORKDIR puts the scores together.
+Give the same command again after an interruption: finished runs are skipped, killed runs resume
+from their newest checkpoint, failed runs are tried again. Seeds and variants may be added. Two
+sweeps over one folder, on one machine or on several, share the work. --list prints the runs and
+their states; python -m launch.report WORKDIR summarizes the scores.
 
-As a SLURM array, a task for each line of --list:
+As a SLURM array with one task for each line of --list:
 
   sbatch --array=0-26 --wrap 'python -m launch.sweep … --sweep_index slurm'
 """
@@ -29,7 +29,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch.sweep import execution, runs
-from launch.sweep.runs import Run
+from launch.sweep.runs import Record, Run
 from sagan_jax.configuration import defaults, variants
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line, paths
@@ -38,21 +38,21 @@ from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
 
 CONFIG = command_line.define_config()
-VARIANTS = flags.DEFINE_list('variants', None, 'Names of variants and of groups of them.')
-SEEDS = flags.DEFINE_list('seeds', '0', 'One run of each variant for each seed.')
+VARIANTS = flags.DEFINE_list('variants', None, 'Names of variants, or of groups of variants.')
+SEEDS = flags.DEFINE_list('seeds', '0', 'Seeds of the runs of each variant.')
 WORKDIR = command_line.checked_path(
     flags.DEFINE_string('workdir', None, 'Folder of the sweep.'), paths.check_data_path
 )
-JOBS = flags.DEFINE_integer('jobs', 1, 'Runs side by side on this machine.', lower_bound=1)
+JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time on this machine.', lower_bound=1)
 SWEEP_INDEX = flags.DEFINE_string(
     'sweep_index',
     None,
-    'Do only the run of this number in --list; slurm: that of the variable SLURM_ARRAY_TASK_ID.',
+    'Start only the run with this index in --list; slurm takes the index from SLURM_ARRAY_TASK_ID.',
 )
-EVALUATE = flags.DEFINE_bool('evaluate', True, 'Score every run once it is trained.')
-LIST = flags.DEFINE_bool('list', False, 'Print the runs and their states, and do nothing.')
+EVALUATE = flags.DEFINE_bool('evaluate', True, 'Score every run after training.')
+LIST = flags.DEFINE_bool('list', False, 'Print the runs and their states, and start nothing.')
 
-# Keys that change no result of a run.
+# Keys that do not change the results of a run.
 FREE_KEYS = (
     'steps_per_call',
     'log_every',
@@ -67,10 +67,10 @@ FREE_KEYS = (
 
 
 def main(argv: list[str]) -> None:
-    file, workdir, overrides = _what_is_asked()
-    names = variants.expand(VARIANTS.value, CONFIG.value.dataset.image_size)
+    file, requested, workdir, overrides = _parse_flags()
+    names = variants.expand(requested, CONFIG.value.dataset.image_size)
     configs = {name: resolve(file, name, overrides) for name in names}
-    # Seed by seed, so that every variant has a score early and more seeds move no number.
+    # Seed by seed: every variant has a score early, and new seeds leave the indices as they are.
     asked = [Run(name, seed, workdir) for seed in _seeds() for name in names]
     if LIST.value:
         width = max(len(run.name) for run in asked)
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
         return
 
     chosen = _chosen(asked)
-    # Imported late, so that --help, --list and mistakes on the command line are answered at once.
+    # Imported late, so that --help, --list and errors in flags are fast.
     from sagan_jax.configuration import checks
 
     for run in chosen:
@@ -88,24 +88,24 @@ def main(argv: list[str]) -> None:
         checks.check(config)
     register(workdir, file, overrides, configs, asked)
     if JOBS.value > 1:
-        # Side by side on one accelerator, none may take most of its memory for itself.
+        # Runs that share an accelerator must not each reserve most of its memory.
         os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
     command = create_command(file, overrides)
-    tell = execution.create_progress(chosen)
+    report = execution.create_progress(chosen)
     with collected() as signals:
         failed = execution.execute(
-            chosen, command, JOBS.value, EVALUATE.value, tell, lambda: signals
+            chosen, command, JOBS.value, EVALUATE.value, report, lambda: signals
         )
     if signals:
-        print('The sweep was ended with its runs: give the same command to go on.')
+        print('The sweep and its runs were interrupted: give the same command to resume.')
         sys.exit(128 + signals[0])
     if failed:
-        print(f'{len(failed)} of {len(chosen)} runs failed, see {runs.LOG} in their folders.')
+        print(f'{len(failed)} of {len(chosen)} runs failed: see {runs.LOG} in their folders.')
         sys.exit(1)
 
 
-# ---- What is asked for. ------------------------------------------------------------------------
+# ---- The command line. -------------------------------------------------------------------------
 
 
 def resolve(file: str, variant: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
@@ -137,27 +137,28 @@ def create_command(file: str, overrides: Sequence[str]) -> execution.Command:
     return command
 
 
-def _what_is_asked() -> tuple[str, Path, list[str]]:
-    """The configuration file, the workdir, and what is overridden on the command line."""
-    for flag, example in (
-        (CONFIG, 'configs/shapes.py'),
-        (VARIANTS, 'table1'),
-        (WORKDIR, 'runs/table1'),
-    ):
-        if not flag.value:
-            raise UserError(f'No --{flag.name} was given: try --{flag.name} {example}.')
+def _parse_flags() -> tuple[str, list[str], Path, list[str]]:
+    """The configuration file, the names of variants, the workdir, and the overrides."""
+    _required(CONFIG, 'configs/shapes.py')
+    names, workdir = _required(VARIANTS, 'table1'), Path(_required(WORKDIR, 'runs/table1'))
     file, _, variant = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
     if variant:
         raise UserError(f'--variants chooses the variants: give --config {file} without a colon.')
     changed = config_flags.get_override_values(flags.FLAGS['config'])
     if 'seed' in changed:
         raise UserError('--seeds chooses the seeds: leave out --config.seed.')
-    return file, Path(WORKDIR.value), [f'--config.{key}={value}' for key, value in changed.items()]
+    return file, names, workdir, [f'--config.{key}={value}' for key, value in changed.items()]
+
+
+def _required(flag: flags.FlagHolder, example: str) -> Any:
+    if not flag.value:
+        raise UserError(f'No --{flag.name} was given: try --{flag.name} {example}.')
+    return flag.value
 
 
 def _seeds() -> list[int]:
     if not SEEDS.value or not all(seed.isdecimal() for seed in SEEDS.value):
-        raise UserError(f'--seeds={",".join(SEEDS.value)} should be a list of numbers, as 0,1,2.')
+        raise UserError(f'--seeds={",".join(SEEDS.value)} should be a list like 0,1,2.')
     return list(dict.fromkeys(map(int, SEEDS.value)))
 
 
@@ -169,13 +170,13 @@ def _chosen(asked: list[Run]) -> list[Run]:
         index = os.environ.get('SLURM_ARRAY_TASK_ID', '')
     if not index.isdecimal() or int(index) >= len(asked):
         raise UserError(
-            f'There is no run {index!r} for --sweep_index: the runs are 0 to {len(asked) - 1}, '
-            'and slurm reads SLURM_ARRAY_TASK_ID.'
+            f'--sweep_index={index!r} should be an integer from 0 to {len(asked) - 1}; slurm takes '
+            'it from SLURM_ARRAY_TASK_ID.'
         )
     return [asked[int(index)]]
 
 
-# ---- What the sweep is, on record. -------------------------------------------------------------
+# ---- The record of a sweep. --------------------------------------------------------------------
 
 
 def register(
@@ -188,7 +189,7 @@ def register(
     """Writes `sweep.json`: the command, the configuration of every variant, the runs.
 
     Raises:
-      UserError: when a variant of it was begun with another configuration.
+      UserError: when the sweep has a variant of this name with another configuration.
     """
     try:
         with locked(workdir / runs.LOCK):
@@ -213,13 +214,13 @@ def register(
         ) from error
 
 
-def _read_record(workdir: Path) -> dict[str, Any]:
-    """`sweep.json`; without variants and runs if there is none yet."""
+def _read_record(workdir: Path) -> Record:
+    """Reads `sweep.json`; an empty record if there is none yet."""
     path = workdir / runs.RECORD
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        return {'variants': {}, 'runs': []}
+        return {'config': '', 'overrides': [], 'variants': {}, 'runs': []}
     except ValueError as error:
         raise UserError(f'{path} cannot be read: choose another --workdir.') from error
 
@@ -227,9 +228,9 @@ def _read_record(workdir: Path) -> dict[str, Any]:
 def _check_variant(
     workdir: Path, variant: str, before: dict[str, Any], now: dict[str, Any]
 ) -> None:
-    later = _decisive(_plain(defaults.get_config()))  # for keys that were added since
+    later = _decisive(_plain(defaults.get_config()))  # for keys added since
     different = [
-        f'{key} {there} there and {here} here'
+        f'{key} was {there} and is now {here}'
         for key, there, here in differences(later | _decisive(before), _decisive(now))
     ]
     if different:
@@ -245,8 +246,8 @@ def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _decisive(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """What decides results, by dotted name."""
-    found = {}
+    """The keys that change results, by dotted name."""
+    found: dict[str, Any] = {}
     for key, value in config.items():
         name = prefix + key
         if isinstance(value, dict):

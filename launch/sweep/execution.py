@@ -1,4 +1,4 @@
-"""Processes for the runs of a sweep: so many side by side, each locked, none left behind."""
+"""Processes for the runs of a sweep: at most n at a time, each run locked, none left behind."""
 
 import os
 import socket
@@ -13,16 +13,16 @@ from launch.sweep import runs
 from launch.sweep.runs import Run
 
 POLL_SECONDS = 0.2
-TELL_SECONDS = 2  # between looks at all runs, and at what a terminal shows of them
-LOG_SECONDS = 60  # between lines about one run in a log file
-GRACE_SECONDS = 30  # in which a run that is asked to end can save its step
+REPORT_SECONDS = 2.0  # between readings of all states, and between updates of a terminal
+LOG_SECONDS = 60.0  # between reports on running runs in a log file
+GRACE_SECONDS = 30.0  # for a run that was asked to end to save its step
 
-Command = Callable[[Run, str], list[str]]  # what trains ('train') and scores ('evaluate') a run
+Command = Callable[[Run, str], list[str]]  # of a run and a mode: 'train' or 'evaluate'
 
 
 @dataclass
 class _Job:
-    """A run that this process takes care of: the lock on it, what it does and will do."""
+    """A run of this sweep: its lock, its process, and the modes to follow."""
 
     run: Run
     lock: int
@@ -36,19 +36,20 @@ def execute(
     command: Command,
     jobs: int,
     evaluate: bool,
-    tell: Callable[[], None],
+    report: Callable[[], None],
     stop: Callable[[], Any],
 ) -> list[Run]:
-    """Does what is not done yet, up to `jobs` side by side, until all is done or `stop()` holds.
+    """Trains and scores runs, at most `jobs` at a time, until all are done or `stop()` is true.
 
-    A run that goes on in a process of someone else, such as a sweep that was killed, is waited
-    for and then looked at again; on this machine it counts as one of the `jobs`.
+    Skips what is done already. Waits for a run that has a process of another sweep, even of one
+    that was killed, and then checks it again; on this machine it counts as one of the `jobs`.
 
     Returns:
       The runs that failed.
     """
-    waiting, active, failed = list(asked), [], []
-    machine, told = socket.gethostname(), -TELL_SECONDS
+    waiting, failed = list(asked), []
+    active: list[_Job] = []
+    machine, reported = socket.gethostname(), -REPORT_SECONDS
     try:
         while (waiting or active) and not stop():
             before = list(active)
@@ -77,19 +78,20 @@ def execute(
                     active.append(_start(run, lock, modes, command))
                 else:
                     os.close(lock)
-            if active != before or time.monotonic() - told >= TELL_SECONDS:
-                tell()
-                told = time.monotonic()
+            if active != before or time.monotonic() - reported >= REPORT_SECONDS:
+                report()
+                reported = time.monotonic()
             time.sleep(POLL_SECONDS)
     finally:
         _end(active)
-    tell()
+    report()
     return failed
 
 
 def _modes_left(run: Run, evaluate: bool) -> list[str]:
+    """The modes in which a run must still be started."""
     ended = runs.how_it_ended(run)
-    # A training that was killed after its last checkpoint may lack what follows it.
+    # Training that was killed after its last checkpoint may lack the files that follow it.
     if not runs.is_trained(run) or ended is None or (ended['mode'] == 'train' and ended['status']):
         modes = ['train', 'evaluate']
     elif ended['mode'] == 'train' or ended['status']:
@@ -100,7 +102,7 @@ def _modes_left(run: Run, evaluate: bool) -> list[str]:
 
 
 def _start(run: Run, lock: int, modes: list[str], command: Command) -> _Job:
-    """Starts the first of `modes`; its process inherits the lock and so holds it while it lives."""
+    """Starts the first of `modes`; the process inherits the lock and holds it while it lives."""
     if modes[0] == 'train':
         (run.folder / runs.EXIT).unlink(missing_ok=True)
     arguments = command(run, modes[0])
@@ -113,7 +115,7 @@ def _start(run: Run, lock: int, modes: list[str], command: Command) -> _Job:
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=[lock],
-            start_new_session=True,  # a terminal's Ctrl-C reaches the sweep alone, which ends it
+            start_new_session=True,  # Ctrl-C reaches only the sweep, which ends the process
         )
     return _Job(run, lock, modes[0], process, modes[1:])
 
@@ -132,24 +134,27 @@ def _end(active: list[_Job]) -> None:
 
 
 def create_progress(asked: Sequence[Run], out: TextIO | None = None) -> Callable[[], None]:
-    """Builds `tell()`, which prints a line for each run whose state changed and, every so often,
-    for each that goes on: over one another on a terminal, one after the other in a file."""
+    """Builds `report()`, which prints a line for each run whose state changed.
+
+    It also prints a line for each run in progress: every time on a terminal, where they replace
+    the lines before; every `LOG_SECONDS` in a file.
+    """
     out = out or sys.stdout
     width = max(len(run.name) for run in asked)
-    every = 0 if out.isatty() else LOG_SECONDS
+    every = 0.0 if out.isatty() else LOG_SECONDS
     before, last, drawn = dict.fromkeys(asked, 'waiting'), -every, 0
 
-    def tell():
+    def report() -> None:
         nonlocal last, drawn
         states = {run: runs.state(run) for run in asked}
         changed = [run for run in asked if states[run].what != before[run]]
         if not changed and time.monotonic() - last < every:
             return
-        going = [run for run in asked if states[run].what in ('training', 'scoring')]
+        running = [run for run in asked if states[run].what in ('training', 'scoring')]
         lines = [runs.line(run, states[run], width) for run in changed]
-        now = [runs.line(run, states[run], width) for run in going if run not in changed]
+        now = [runs.line(run, states[run], width) for run in running if run not in changed]
         finished = sum(state.what in ('trained', 'done') for state in states.values())
-        now.append(f'{finished} of {len(asked)} runs finished, {len(going)} going on')
+        now.append(f'{finished} of {len(asked)} runs finished, {len(running)} in progress')
         if out.isatty():
             print(f'\x1b[{drawn}F\x1b[J' if drawn else '', end='', file=out)
             drawn = len(now)
@@ -157,4 +162,4 @@ def create_progress(asked: Sequence[Run], out: TextIO | None = None) -> Callable
         before.update({run: states[run].what for run in asked})
         last = time.monotonic()
 
-    return tell
+    return report

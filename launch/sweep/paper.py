@@ -1,4 +1,4 @@
-"""What the paper reports for the variants: ImageNet at 128×128, the best score of a run."""
+"""The scores that the paper reports for the variants: ImageNet at 128×128, best of a run."""
 
 # FID and Inception Score of Table 1; all three scores of Table 2; FID of Figures 3 and 4 at the
 # steps that the paper names.
@@ -20,9 +20,9 @@ SCORES = {
 }
 
 NOTE = (
-    'The columns headed “paper” are the paper’s: ImageNet at 128×128, 1,000,000 steps of 256, the '
-    'best score of the run, features of the 2015 Inception network (@: at that step). Data, size '
-    'and, unless ours are of the same network, features differ, so what can be compared is the '
-    'order of the rows.'
+    'The columns headed “paper” hold the paper’s scores: ImageNet at 128×128, 1,000,000 steps with '
+    'batches of 256, the best score of a run (@: the score at that step), features of the 2015 '
+    'Inception network. Scores of other data, sizes or features are not comparable with them; only '
+    'the order of the rows is.'
 )
 SAGAN_NOTE = 'The SAGAN of the paper’s Table 2 is feat64: FID 18.65, IS 52.52, intra FID 83.7.'

@@ -1,14 +1,14 @@
-"""The runs of a sweep, and what each is doing, told from its folder alone.
+"""The runs of a sweep, and what each is doing, read from its folder alone.
 
-Beside what every run leaves in its workdir, a sweep writes: `log.txt`, the output of its processes;
-`exit.json`, how the last one that it saw end ended; `.lock`, held as long as one of them lives.
+To the files of every run a sweep adds: `log.txt`, the output of the run's processes; `exit.json`,
+how the last process ended that a sweep saw end; `.lock`, held while a process of the run lives.
 """
 
 import json
 import os
 import socket
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import duration
@@ -38,18 +38,35 @@ class Run(NamedTuple):
         return RunFolder(self.folder)
 
 
+class Record(TypedDict):
+    """A sweep, as `sweep.json` in its folder has it."""
+
+    config: str  # the configuration file
+    overrides: list[str]  # --config.KEY=VALUE
+    variants: dict[str, dict[str, Any]]  # their configurations without the seed
+    runs: list[list[Any]]  # variant and seed
+
+
+class End(TypedDict):
+    """How a process of a run ended, as `exit.json` has it."""
+
+    mode: str  # 'train' or 'evaluate'
+    status: int  # negative for a signal
+    error: str  # '' after status 0
+
+
 class State(NamedTuple):
     """What a run is doing.
 
     Attributes:
-      what: 'waiting' has not begun; 'training' and 'scoring' are going on in some process;
-        'stopped' was begun and is neither finished nor going on; 'failed' ended by itself in an
-        error; 'trained' has its last checkpoint; 'done' has been scored as well.
-      step: the last one logged.
-      num_steps: how many there will be, 0 if the run has not said yet.
-      images_per_second: as last logged, 0 if never.
+      what: 'waiting' has not begun; 'training' and 'scoring' have a process; 'stopped' has begun,
+        is not finished and has no process; 'failed' ended with an error; 'trained' has its last
+        checkpoint; 'done' is trained and scored.
+      step: the last logged step.
+      num_steps: of the whole run; 0 if it has not begun.
+      images_per_second: as last logged; 0 if never.
       seconds_left: of training at that rate; None if unknown.
-      trained: whether its last checkpoint is there, whatever happened since.
+      trained: whether the last checkpoint exists, whatever happened since.
       error: of a failed run.
     """
 
@@ -66,14 +83,14 @@ def state(run: Run) -> State:
     """What a run is doing."""
     config = configuration(run)
     if config is None:
-        num_steps, images_per_step = 0, 0
+        num_steps, images = 0, 0
     else:
-        num_steps, images_per_step = config['num_train_steps'], images_a_step(config)
+        num_steps, images = config['num_train_steps'], images_per_step(config)
     lines = run.files.metrics(tail=1 << 14)
-    step = max((line['step'] for line in lines), default=0)
+    step = int(max((line['step'] for line in lines), default=0))
     rates = [line['images_per_second'] for line in lines if line.get('images_per_second')]
     rate = rates[-1] if rates else 0.0
-    left = (num_steps - step) * images_per_step / rate if rate else None
+    left = (num_steps - step) * images / rate if rate else None
 
     trained = is_trained(run)
     ended = how_it_ended(run)
@@ -94,38 +111,39 @@ def configuration(run: Run) -> dict[str, Any] | None:
     return run.files.record()['config'] if run.files.config_json.exists() else None
 
 
-def images_a_step(config: dict[str, Any]) -> int:
-    """Real images that a step takes, of which `images_per_second` speaks."""
+def images_per_step(config: dict[str, Any]) -> int:
+    """Real images that a step takes; `images_per_second` counts these."""
     return config['batch_size'] * config['discriminator_steps']
 
 
 def is_trained(run: Run) -> bool:
-    """Whether the whole checkpoint of a run's last step is there."""
+    """Whether a run has the complete checkpoint of its last step."""
     config = configuration(run)
     newest = max(run.files.checkpoint_steps(), default=0)
     return config is not None and newest >= config['num_train_steps']
 
 
-def how_it_ended(run: Run) -> dict[str, Any] | None:
-    """`{'mode', 'status', 'error'}` of the last process that a sweep saw end.
+def how_it_ended(run: Run) -> End | None:
+    """How the last process of a run ended that a sweep saw end.
 
-    None if there is none since training was last begun.
+    None if there is none since training last started.
     """
     try:
         return json.loads((run.folder / EXIT).read_text())
-    except (FileNotFoundError, ValueError):  # not there, or damaged
+    except (FileNotFoundError, ValueError):  # missing or damaged
         return None
 
 
 def record_end(run: Run, mode: str, status: int) -> None:
-    """Writes how a process of a run ended, atomically; negative statuses are signals."""
+    """Writes atomically how a process of a run ended; `status` is negative for a signal."""
     error = ''
     if status:
         lines = (run.folder / LOG).read_text(errors='replace').replace('\r', '\n').splitlines()
-        said = next((line for line in reversed(lines) if line.strip()), '')
-        error = f'killed by signal {-status}' if status < 0 else said.removeprefix('error: ')
+        last = next((line for line in reversed(lines) if line.strip()), '')
+        error = f'killed by signal {-status}' if status < 0 else last.removeprefix('error: ')
+    end: End = {'mode': mode, 'status': status, 'error': error}
     with files.atomic_path(run.folder / EXIT) as temporary:
-        temporary.write_text(json.dumps({'mode': mode, 'status': status, 'error': error}) + '\n')
+        temporary.write_text(json.dumps(end) + '\n')
 
 
 def take_lock(run: Run) -> int | None:
@@ -138,13 +156,13 @@ def take_lock(run: Run) -> int | None:
 
 
 def holder(run: Run) -> str | None:
-    """The name of the machine where a run goes on; None if it does not."""
+    """The name of the machine on which a process holds a run's lock; None if none does."""
     path = run.folder / LOCK
     return path.read_text() if files.is_locked(path) else None
 
 
 def line(run: Run, state: State, width: int = 0) -> str:
-    """A run and its state for people, the name padded to `width`."""
+    """A line about a run and its state, with the name padded to `width`."""
     text = f'{run.name:<{width}}  {state.what:<8}'
     if state.num_steps:
         total = f'{state.num_steps:,}'

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -95,7 +95,7 @@ def _scores(run: RunFolder) -> list[list[Row]]:
     for rows in run.all_scores().values():
         for row in rows:
             key = json.dumps(identity(row) | {'step': None}, sort_keys=True)
-            series.setdefault(key, []).append(cast(Row, row))
+            series.setdefault(key, []).append(row)
     return list(series.values())
 
 

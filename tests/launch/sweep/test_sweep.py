@@ -113,7 +113,7 @@ def test_every_run_is_trained_and_scored_once(alone):
 
 def test_what_is_done_is_left_alone(config, alone):
     before = [processes(run) for run in all_runs(alone)]
-    assert '4 of 4 runs finished, 0 going on' in finish(start(config, alone))
+    assert '4 of 4 runs finished, 0 in progress' in finish(start(config, alone))
     assert [processes(run) for run in all_runs(alone)] == before
 
 
@@ -239,8 +239,8 @@ def test_seeds_are_added_but_a_changed_configuration_is_refused(config, tmp_path
     before = (tmp_path / runs.RECORD).read_text()
     assert 'mismatch_weight' not in before
     for changed, parts in (
-        (['--config.optimizer.b2=0.5'], ['optimizer.b2 0.9 there and 0.5 here']),
-        (['--config.num_train_steps=7'], ['num_train_steps 1000000 there and 7 here']),
+        (['--config.optimizer.b2=0.5'], ['optimizer.b2 was 0.9 and is now 0.5']),
+        (['--config.num_train_steps=7'], ['num_train_steps was 1000000 and is now 7']),
         (['--config.optimizer.b2=0.999', '--variants', 'no_attention'], ['feat16: optimizer.b2']),
     ):
         error = finish(start(config, tmp_path, *flags, *changed), status=2)
