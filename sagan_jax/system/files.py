@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,13 +40,17 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_partial(*folders: Path) -> None:
-    """Removes the files that `atomic_path` leaves in folders when its process is killed.
+    """Removes what a killed process leaves in folders under the names of `partial_path`.
 
-    Files of similar names that others made stay.
+    Files and folders of similar names that others made stay.
     """
     for folder in folders:
         for path in folder.glob('.sagan_jax-*'):
-            if _PARTIAL.fullmatch(path.name):
+            if not _PARTIAL.fullmatch(path.name):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
 
 

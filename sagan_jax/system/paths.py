@@ -54,6 +54,19 @@ def check_data_path(path: str, flag: str) -> None:
             )
 
 
+def refuse_file(folder: Path) -> None:
+    """Refuses the name of a file, such as grid.jpg, where a folder would be created.
+
+    Raises:
+      UserError: if there is no such folder and the name has an extension that begins with a letter.
+    """
+    if re.fullmatch(r'\.[A-Za-z]\w*', folder.suffix) and not folder.is_dir():
+        raise UserError(
+            f'{folder} is not a folder, and {folder.suffix} is not a format that can be written '
+            'here: choose another --output, or create the folder first.'
+        )
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Refuses a configuration with a path that `check_path` or `check_data_path` refuses."""
     for key, check in (

@@ -1,6 +1,13 @@
 """Exports a frozen generator for other programs: `--mode export`."""
 
+import contextlib
+import hashlib
 import json
+import re
+import shutil
+import string
+import uuid
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,13 +23,18 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation import protocol
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run.folder import Row, RunFolder
-from sagan_jax.system.files import atomic_path
+from sagan_jax.system.files import partial_path
+from sagan_jax.system.paths import refuse_file
 from sagan_jax.system.records import versions
 from sagan_jax.trained.model import Model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
+DESCRIPTION = 'generator.json'
+FILES = ('generator.stablehlo', 'generator.safetensors', DESCRIPTION, 'samples.png', 'README.md')
+
 _ROWS, _COLUMNS = 10, 8  # of samples.png, one class per row
+_MARKUP = ''.join(set(string.punctuation) - set("-,;.'()/+%="))  # which Markdown may read
 _MAX_NAMES = 20  # of classes, in the model card
 _PATHS = (('dataset', 'data_dir'), ('dataset', 'source_dir'), ('evaluation', 'inception_weights'))
 
@@ -34,36 +46,113 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
     the weights and batch statistics of `model.generator` by path, such as 'params/conv/kernel'.
     `generator.json` describes both. `README.md` is a model card and shows `samples.png`.
 
+    The files appear together: the folder is renamed into place when all are written.
+
     Args:
       model: see `sagan_jax.load`.
       workdir: the run's folder. The card lists its scores of this checkpoint.
-      folder: created if it does not exist. Existing files of these names are replaced.
+      folder: created if it does not exist. An earlier export in it is replaced.
 
     Raises:
-      UserError: if the folder cannot be written.
+      UserError: if the folder holds other files or changed ones, or cannot be written.
     """
+    refuse_file(folder)
+    _check_folder(folder)
     labels = sampling.grid_classes(model.config.dataset.num_classes, _ROWS)
     images = model.sample_rows(labels, _COLUMNS)
     weights = flatten_dict(jax.tree.map(np.asarray, model.generator), sep='/')
     scores = RunFolder(workdir).scores(model.step)
-    description = describe(model, scores)
+    text = card(model, scores).encode(errors='replace')
     writers = {
         'generator.stablehlo': lambda path: path.write_bytes(program(model).serialize()),
         'generator.safetensors': lambda path: path.write_bytes(save(weights)),
-        'generator.json': lambda path: path.write_text(json.dumps(description, indent=2) + '\n'),
         'samples.png': lambda path: save_png(path, image_grid(images, _COLUMNS)),
-        'README.md': lambda path: path.write_text(card(model, scores)),
+        'README.md': lambda path: path.write_bytes(text),
     }
-    for name, write in writers.items():
-        try:
-            with atomic_path(folder / name) as temporary:
-                write(temporary)
-        except OSError as error:
-            raise UserError(
-                f'{folder / name} cannot be written ({error.strerror or error}): free disk space, '
-                'or choose another --output.'
-            ) from error
+    try:
+        with _renamed_into_place(folder) as temporary:
+            for name, write in writers.items():
+                write(temporary / name)
+            description = describe(model, scores)
+            record = description | {'files': _hashes(temporary, writers, description)}
+            (temporary / DESCRIPTION).write_text(_as_json(record))
+    except OSError as error:
+        raise UserError(
+            f'{folder} cannot be written ({error.strerror or error}): free disk space, or choose '
+            'another --output.'
+        ) from error
+    for name in (*writers, DESCRIPTION):
         print(f'written        {folder / name}')
+
+
+@contextlib.contextmanager
+def _renamed_into_place(folder: Path) -> Iterator[Path]:
+    """Yields a new folder beside `folder`, which replaces `folder` when the block succeeds.
+
+    If the block raises, the new folder is removed and `folder` is unchanged.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = partial_path(folder)
+    old = folder.with_name(f'{folder.name}.old-{uuid.uuid4().hex}')  # stays if this is killed
+    try:
+        new.mkdir()
+        yield new
+        _check_folder(folder)  # it may have changed in the meantime
+        if folder.exists():
+            folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
+            shutil.rmtree(old)
+        else:
+            new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder that holds anything but an export as this program wrote it."""
+    try:
+        found = list(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f'{folder} cannot be read as a folder ({error.strerror}): choose another --output.'
+        ) from error
+    others = [path.name for path in found if path.name not in FILES or not path.is_file()]
+    others = others or _changed(folder, [path.name for path in found])
+    if others:
+        raise UserError(
+            f'The folder {folder} holds files that this program did not write, or that have '
+            f'changed since ({", ".join(sorted(others)[:5])}): choose another --output, or remove '
+            'them.'
+        )
+
+
+def _changed(folder: Path, names: list[str]) -> list[str]:
+    """Those of `FILES` in a folder that differ from what `generator.json` records of them."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        written = description.pop('files')
+        found = _hashes(folder, names, description)
+        return [name for name in names if found[name] != written[name]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return names
+
+
+def _hashes(folder: Path, names: Iterable[str], description: dict[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each file; that of `generator.json` is of the description alone."""
+    contents = {name: (folder / name).read_bytes() for name in names if name != DESCRIPTION}
+    contents[DESCRIPTION] = _as_json(description).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+
+
+def _as_json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2) + '\n'
 
 
 def program(model: Model) -> jax.export.Exported:
@@ -107,7 +196,7 @@ def describe(model: Model, scores: list[Row]) -> dict[str, Any]:
 def card(model: Model, scores: list[Row]) -> str:
     """The model card, in Markdown."""
     config, names = model.config, model.class_names
-    classes = ', '.join(f'{label} {name}' for label, name in enumerate(names))
+    classes = ', '.join(f'{label} {_escaped(name)}' for label, name in enumerate(names))
     if config.model.conditioning == 'none':
         classes = 'none. The program requires labels, but ignores them'
     elif len(names) > _MAX_NAMES:
@@ -116,7 +205,7 @@ def card(model: Model, scores: list[Row]) -> str:
     averaged = config.ema.decay and model.step > config.ema.start_step
     values = flatten_dict(_configuration(config), sep='.')
     return _CARD.format(
-        data=config.dataset.name,
+        data=_escaped(config.dataset.name),
         size=config.dataset.image_size,
         z_dim=config.model.z_dim,
         num_classes=len(names),
@@ -129,7 +218,7 @@ def card(model: Model, scores: list[Row]) -> str:
         jax=metadata.version('jax'),
         sha256=model.sha256,
         scores=_score_table(scores),
-        config='\n'.join(f'{key}={value}' for key, value in values.items()),
+        config='\n'.join(f'    {key}={_one_line(value)}' for key, value in values.items()),
     )
 
 
@@ -148,7 +237,7 @@ _CARD = """\
 
 The generator of a Self-Attention GAN (Zhang, Goodfellow, Metaxas and Odena, ICML 2019,
 [arXiv:1805.08318](https://arxiv.org/abs/1805.08318)), trained with sagan_jax on the data set
-`{data}` for {step:,} steps of {batch_size} images (discriminator updates per step:
+{data} for {step:,} steps of {batch_size} images (discriminator updates per step:
 {updates}). Its {weights:,} weights are {averaging}. Spectral normalisation is
 folded into them, and batch statistics are fixed. The samples are not selected.
 
@@ -185,9 +274,7 @@ pixels = np.round((np.asarray(images) + 1) * 127.5).astype(np.uint8)
 
 SHA-256 of the generator in the checkpoint of step {step}: `{sha256}`.
 
-```
 {config}
-```
 """
 
 
@@ -199,5 +286,15 @@ def _score_table(scores: list[Row]) -> str:
     for row in scores:
         value = f'{row["value"]:.4g}' + (f' ± {row["std"]:.2g}' if 'std' in row else '')
         real = f'{row["real_value"]:.4g}' if 'real_value' in row else '–'
-        lines.append(f'| `{row["name"]}` | {value} | {real} | {protocol.main_conditions(row)} |')
+        conditions = _escaped(protocol.main_conditions(row))
+        lines.append(f'| {_escaped(row["name"])} | {value} | {real} | {conditions} |')
     return '\n'.join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Text from outside as Markdown that shows it in one line, and nothing else."""
+    return re.sub(rf'([{re.escape(_MARKUP)}]|(?<=www)\.)', r'\\\1', _one_line(text))
+
+
+def _one_line(value: Any) -> str:
+    return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(value)).split())

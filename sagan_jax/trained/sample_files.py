@@ -19,7 +19,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation.neighbours import nearest_images
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.system.files import atomic_path, locked, remove_partial
-from sagan_jax.system.paths import folder_names
+from sagan_jax.system.paths import folder_names, refuse_file
 from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
 from sagan_jax.trained.model import Model
@@ -73,12 +73,15 @@ def write_samples(
     if kind not in KINDS:
         raise UserError(f'Cannot draw {kind!r}: choose {", ".join(KINDS)}.')
     n = KINDS[kind] if n is None else n
-    is_png = output.suffix == '.png'
+    suffix = output.suffix.lower()
+    is_png = suffix == '.png'
     if kind != 'samples' and not is_png:
         raise UserError(
             f'{kind} writes one image: give an --output that ends in .png, not {output}.'
         )
-    write = _write_arrays if output.suffix == '.npz' else _write_folder
+    if not is_png and suffix != '.npz':
+        refuse_file(output)
+    write = _write_arrays if suffix == '.npz' else _write_folder
     try:
         if is_png:
             _write_png(model, output, kind, classes, n, seed, truncation)

@@ -6,7 +6,14 @@ import threading
 
 import pytest
 
-from sagan_jax.system.files import atomic_path, is_locked, locked, remove_partial, take_lock
+from sagan_jax.system.files import (
+    atomic_path,
+    is_locked,
+    locked,
+    partial_path,
+    remove_partial,
+    take_lock,
+)
 
 
 def test_the_path_is_replaced_only_if_the_block_succeeds(tmp_path):
@@ -49,6 +56,17 @@ def test_files_of_a_killed_process_are_removed(tmp_path):
         remove_partial(tmp_path, tmp_path / 'nowhere', path.parent)
         assert list(tmp_path.rglob('*.*')) == [path]
         temporary.write_text('again')
+
+
+def test_folders_of_a_killed_process_are_removed(tmp_path):
+    folder = partial_path(tmp_path / 'a.b')
+    assert (folder.parent, folder.suffix) == (tmp_path, '.b')
+    (folder / 'more').mkdir(parents=True)
+    (folder / 'more' / 'a.txt').write_text('half')
+    (tmp_path / 'kept').mkdir()
+    partial_path(tmp_path / 'link').symlink_to('kept')
+    remove_partial(tmp_path)
+    assert os.listdir(tmp_path) == ['kept']
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,22 @@
 """An exported generator draws the same images in programs that do not use this package."""
 
+import dataclasses
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from hypothesis import example, given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import sagan_jax
@@ -91,7 +97,7 @@ def test_exported_weights_draw_the_same_images(model, folder):
 def test_the_card_describes_the_generator(model, folder):
     card = (folder / 'README.md').read_text()
     assert 'Classes: 0 class0, 1 class1, 2 class2.' in card
-    assert '| `fid10k_train` | 12.35 | – | 10,000 samples; 20,000 images of made/1.0.0' in card
+    assert '| fid10k\\_train | 12.35 | – | 10,000 samples; 20,000 images of made/1.0.0' in card
     assert 'model.z_dim=8\n' in card
     assert model.sha256 in card
     record = json.loads((folder / 'generator.json').read_text())
@@ -106,7 +112,156 @@ def test_the_card_describes_the_generator(model, folder):
     assert 'has not been scored' in export.card(model, [])
 
 
-def test_an_unwritable_folder_is_reported(model, tmp_path):
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match=r'file/generator\.stablehlo cannot be written'):
+# ---- Files. ------------------------------------------------------------------------------------
+
+
+class Program:
+    """In place of a program, which takes seconds to build."""
+
+    def serialize(self):
+        return b'program'
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(export, 'program', lambda model: Program())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else(model, quick, tmp_path):
+    folder = tmp_path / 'export'
+    folder.mkdir()
+    export.export(model, tmp_path, folder)
+    first = contents(folder)
+    assert first.keys() == set(export.FILES)
+    export.export(dataclasses.replace(model, step=8), tmp_path, folder)
+    second = contents(folder)
+    assert b'"step": 8' in second['generator.json']
+    assert b'step 8:' in second['README.md']
+    assert os.listdir(tmp_path) == ['export']
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask()
+
+    for change in (
+        lambda: (folder / 'README.md').write_text('My own.'),
+        lambda: (folder / 'generator.json').write_bytes(first['generator.json']),
+        lambda: (folder / 'generator.json').write_text('[]'),
+        lambda: (folder / 'generator.json').unlink(),
+        lambda: edit(folder / 'generator.json', '"step": 8', '"step": 9'),
+        lambda: (folder / '.notes').write_text('mine'),
+        lambda: (folder / 'more').mkdir(),
+        lambda: link(folder / 'samples.png'),
+    ):
+        change()
+        before = contents_of_any(folder)
+        with pytest.raises(UserError, match=r'this program did not write.*: choose .*\.$'):
+            export.export(model, tmp_path, folder)
+        assert contents_of_any(folder) == before
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for name, content in second.items():
+            (folder / name).write_bytes(content)
+    export.export(model, tmp_path, folder)  # the copy is the program's own
+    assert contents(folder) == first
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def link(path):
+    path.rename(path.parent.parent / 'elsewhere.png')
+    path.symlink_to('nowhere')
+
+
+def contents_of_any(folder):
+    return {
+        path.name: path.read_bytes() if path.is_file() else path.is_symlink()
+        for path in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize('name', export.FILES)
+def test_a_full_disk_leaves_the_earlier_export(model, quick, tmp_path, monkeypatch, name):
+    folder = tmp_path / 'export'
+    export.export(model, tmp_path, folder)
+    before = contents(folder)
+
+    def fails_after(write):
+        def full(path, *args, **kwargs):
+            if path.name == name:
+                raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+            return write(path, *args, **kwargs)
+
+        return full
+
+    for writer in ('write_bytes', 'write_text'):
+        monkeypatch.setattr(Path, writer, fails_after(getattr(Path, writer)))
+    monkeypatch.setattr(export, 'save_png', fails_after(export.save_png))
+    with pytest.raises(UserError, match=r'export cannot be written \(No space left on device\): '):
+        export.export(model, tmp_path, folder)
+    assert contents(folder) == before
+    assert os.listdir(tmp_path) == ['export']
+
+
+def test_a_folder_that_cannot_be_renamed_stays(model, quick, tmp_path, monkeypatch):
+    folder = tmp_path / 'export'
+    export.export(model, tmp_path, folder)
+    before, rename = contents(folder), Path.rename
+
+    def fails(path, target):
+        if path.name.startswith('.sagan_jax'):
+            raise OSError(errno.EBUSY, 'Device or resource busy')
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, 'rename', fails)
+    with pytest.raises(UserError, match='Device or resource busy'):
+        export.export(model, tmp_path, folder)
+    assert contents(folder) == before
+    assert os.listdir(tmp_path) == ['export']
+
+
+def test_files_and_names_of_files_are_refused(model, tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(UserError, match=r'file cannot be read as a folder \(Not a directory\)'):
         export.export(model, tmp_path, tmp_path / 'file')
+    with pytest.raises(UserError, match=r'model\.onnx is not a folder, and \.onnx is not a format'):
+        export.export(model, tmp_path, tmp_path / 'model.onnx')
+    assert os.listdir(tmp_path) == ['file']
+
+
+# ---- The model card. ---------------------------------------------------------------------------
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20)
+LIKELY = st.text('a`*_[]()<>|\\!&#:/. \n', max_size=20)
+
+
+def shown(markdown):
+    """What Markdown shows of a text whose every special character is escaped."""
+    assert 'www.' not in markdown
+    text, rest = '', iter(markdown)
+    for character in rest:
+        assert character not in '`*_[]<>|!&#~$@:"^{}?', markdown
+        text += next(rest) if character == '\\' else character
+    return text
+
+
+@given(st.lists(st.one_of(TEXT, LIKELY), min_size=3, max_size=3))
+@example(['<script>alert(1)</script>', '[a](https://b.c) ![d](e) www.f.g', '|\n\n# h\n```'])
+def test_the_card_shows_names_as_they_are(model, names):
+    card = export.card(dataclasses.replace(model, class_names=tuple(names)), [])
+    line = next(line for line in card.split('\n') if line.startswith('Classes: '))
+    visible = [' '.join(''.join(c if c.isprintable() else ' ' for c in n).split()) for n in names]
+    expected = ', '.join(f'{label} {name}' for label, name in enumerate(visible))
+    assert shown(line.removeprefix('Classes: ').removesuffix('.')) == expected
+    assert len(card.splitlines()) == len(export.card(model, []).splitlines())

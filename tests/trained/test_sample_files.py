@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -178,6 +179,26 @@ def test_a_ranking_starts_with_the_highest_logit(model, tmp_path):
     order = np.argsort(model.discriminate(images, model.labels(n=6)))[::-1]
     expected = image_grid(images[order], 3)
     np.testing.assert_array_equal(read(tmp_path / 'ranking.png'), expected)
+
+
+@pytest.mark.parametrize('name', ['grid.jpg', 'grid.JPEG', 'all.npy', 'all.tfrecord', 'a.b.zip'])
+def test_formats_that_are_not_written_make_no_folders(model, tmp_path, name):
+    message = rf'{re.escape(name)} is not a folder, and {Path(name).suffix} is not a format'
+    with pytest.raises(UserError, match=message):
+        write_samples(model, tmp_path / name, n=2)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / name).mkdir()
+    write_samples(model, tmp_path / name, n=2)
+    assert len(files(tmp_path / name)) == 3
+
+
+def test_names_that_are_accepted(model, tmp_path):
+    write_samples(model, tmp_path / 'GRID.PNG', n=2)
+    assert read(tmp_path / 'GRID.PNG').shape[2] == 3
+    write_samples(model, tmp_path / 'ALL.NPZ', n=2)
+    assert np.load(tmp_path / 'ALL.NPZ')['images'].shape == (2, 32, 32, 3)
+    write_samples(model, tmp_path / 'truncation0.5', n=2)
+    assert len(files(tmp_path / 'truncation0.5')) == 3
 
 
 def test_interpolations_show_one_row_each(model, tmp_path):
