@@ -3,7 +3,8 @@
   python -m sagan_jax.main --config configs/image_folder.py \\
       --config.dataset.source_dir=IMAGES --config.dataset.num_classes=10
 
-The files are IMAGES/cat/1.jpg, IMAGES/dog/2.png, …, or the same below IMAGES/train and IMAGES/test.
+The files are IMAGES/cat/1.jpg, IMAGES/dog/2.png, …, or the same below IMAGES/train and IMAGES/test
+(Train, valid and the like work too). WebP, GIF, BMP, TIFF, PPM, TGA and AVIF are read as well.
 On first use the images are cropped to their centre, resized to `dataset.image_size` (32, 64, 128 or
 256) and stored beside the other data sets of TFDS. To train without classes, put all images into
 one class folder and add --config.dataset.num_classes=1 --config.model.conditioning=none

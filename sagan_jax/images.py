@@ -1,11 +1,11 @@
 """Image files: decoding as upright RGB or as squares of one size, grids, writing PNG."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
@@ -31,10 +31,30 @@ def open_image(file: str | os.PathLike | IO[bytes]) -> Image.Image:
     return Image.open(file, formats=FORMATS)
 
 
+class UnreadableImage(UserError):
+    """An image file that cannot be decoded."""
+
+    def __init__(self, path: str | os.PathLike, reason: str) -> None:
+        super().__init__(f'Cannot read the image {path} ({reason}): replace it or remove it.')
+        self.path, self.reason = path, reason
+
+
+def unreadable(found: Sequence[UnreadableImage]) -> UserError:
+    """One error about all of at least one image that cannot be decoded; names up to ten."""
+    if len(found) == 1:
+        return found[0]
+    named = ', '.join(f'{error.path} ({error.reason})' for error in found[:10])
+    more = f' and {len(found) - 10:,} more' if len(found) > 10 else ''
+    return UserError(
+        f'Cannot read {len(found):,} images, {named}{more}: replace them or remove them.'
+    )
+
+
 def read(path: str | os.PathLike) -> np.ndarray:
     """Decodes an image file as uint8 RGB [H, W, 3], see `upright_rgb`.
 
-    Takes the first frame of an animation. Raises UserError if the file cannot be decoded in full.
+    Takes the first frame of an animation. Raises UnreadableImage if the file cannot be decoded in
+    full.
     """
     return _read(path, upright_rgb)
 
@@ -49,9 +69,15 @@ def _read(path: str | os.PathLike, convert: Callable[[Image.Image], Image.Image]
         with open_image(path) as image:
             return np.asarray(convert(image))
     except Exception as error:  # what Pillow raises on a damaged file depends on the format
-        raise UserError(
-            f'Cannot read the image {path} ({error}): replace it or remove it.'
-        ) from error
+        raise UnreadableImage(path, _reason(path, error)) from error
+
+
+def _reason(path: str | os.PathLike, error: Exception) -> str:
+    if not isinstance(error, UnidentifiedImageError):
+        return ' '.join(str(error).split())
+    if not os.path.getsize(path):
+        return 'the file is empty'
+    return f'it is damaged or none of {", ".join(FORMATS)}'
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

@@ -307,6 +307,8 @@ def _describe(
         f'data           {config.dataset.name}: {len(source):,} images of {size}×{size} '
         f'in {len(source.class_names)} classes'
     )
+    for line in source.passed_over:
+        print(f'               {line}')
     if len(counts) <= 20:
         histogram = ', '.join(
             f'{name} {count}' for name, count in zip(source.class_names, counts, strict=True)

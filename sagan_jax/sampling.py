@@ -16,6 +16,7 @@ from sagan_jax import models, spectral_norm
 from sagan_jax.errors import UserError
 from sagan_jax.models import Network, Variables
 from sagan_jax.streams import Stream, draw_noise, stream_key
+from sagan_jax.system.names import canonical
 from sagan_jax.system.streaming import on_devices
 
 GRID_ROWS, GRID_COLUMNS = 10, 10  # of a run's sample grids; fewer rows for fewer classes
@@ -230,11 +231,12 @@ def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> n
     Raises:
       UserError: if a class does not exist. The message suggests similar names.
     """
+    names = [canonical(name) for name in class_names]
     found = []
     for given in map(str, classes):
         index = int(given) if given.isdecimal() else -1
-        if given in class_names:
-            index = class_names.index(given)
+        if canonical(given) in names:
+            index = names.index(canonical(given))
         if not 0 <= index < len(class_names):
             close = difflib.get_close_matches(given, class_names) or class_names[:1]
             raise UserError(

@@ -1,5 +1,7 @@
 """Frozen generators and their samples, interpolations and classes."""
 
+import unicodedata
+
 import jax
 import numpy as np
 import pytest
@@ -108,3 +110,11 @@ def test_mixed_classes_average_the_tables(generator_variables):
             np.testing.assert_allclose(value, expected, rtol=1e-6)
             changed += 1
     assert changed == 12  # a gain and a bias in each of three blocks' two norms
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+@pytest.mark.parametrize('given_form', ['NFC', 'NFD'])
+def test_a_class_is_found_in_either_unicode_form(form, given_form):
+    names = ['cafe', unicodedata.normalize(form, 'café'), 'z']
+    given = unicodedata.normalize(given_form, 'café')
+    assert sampling.class_indices([given, 'z', 0], names).tolist() == [1, 2, 0]

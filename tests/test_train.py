@@ -173,11 +173,14 @@ def test_rows_of_the_real_images_follow_the_classes(finished):
         assert cell.max() < 80 * row + 60
 
 
-def test_a_finished_run_stays_unchanged(finished, capsys):
+def test_a_finished_run_stays_unchanged(finished, pictures, capsys):
     config, workdir, _ = finished
+    (pictures / 'notes.txt').touch()  # named in the report on the data, and no other data set
     before = {p: p.read_bytes() for p in workdir.rglob('*') if p.suffix in ('.png', '.jsonl')}
     train(config, workdir)
-    assert '5 of 5 steps are done already' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert '5 of 5 steps are done already' in printed
+    assert ' passes over 1 files that are not images: notes.txt\n' in printed
     assert before == {p: p.read_bytes() for p in workdir.rglob('*') if p in before}
 
 

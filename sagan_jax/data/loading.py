@@ -16,10 +16,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sagan_jax.data import image_folder
+from sagan_jax.data import class_folders, image_folder
 from sagan_jax.data.preparing import prepared, quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
+from sagan_jax.image_scan import describe
 from sagan_jax.images import open_image, square
 
 
@@ -40,6 +41,7 @@ class Source:
     name: str  # with builder configuration and version: different images have different names
     split: str
     folder: Path  # of the prepared data
+    passed_over: tuple[str, ...] = ()  # what the scan of a folder did not use, in lines
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -60,7 +62,7 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         `num_classes`; or if it cannot be prepared, because an image is unreadable, a folder cannot
         be written, or TensorFlow is missing.
     """
-    title, make_builder = _builder(dataset)
+    title, make_builder, passed_over = _builder(dataset)
     with quiet():
         builder = make_builder()
         class_names = _class_names(builder)
@@ -91,21 +93,22 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         name=builder.info.full_name,
         split=split,
         folder=Path(builder.data_dir),
+        passed_over=tuple(passed_over),
     )
 
 
 def _builder(
     dataset: ml_collections.ConfigDict,
-) -> tuple[str, Callable[[], tfds.core.DatasetBuilder]]:
-    """What messages call a data set, and a function that makes its builder."""
+) -> tuple[str, Callable[[], tfds.core.DatasetBuilder], list[str]]:
+    """What messages call a data set, what makes its builder, and what a scan passes over."""
     name = dataset.name
     data_dir = dataset.data_dir and os.path.expanduser(dataset.data_dir)  # TFDS does not
     if name == 'shapes':
-        create = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
-        return f'The data set {name}', create
+        shapes = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
+        return f'The data set {name}', shapes, []
     if name != 'image_folder':
-        return f'The data set {name}', functools.partial(_find_in_tfds, name, data_dir)
-    listing = image_folder.scan(dataset.source_dir)
+        return f'The data set {name}', functools.partial(_find_in_tfds, name, data_dir), []
+    listing = class_folders.scan(dataset.source_dir)
     title = f'The folder {listing.folder}'
     if listing.flat and dataset.num_classes > 1:
         raise UserError(
@@ -113,7 +116,8 @@ def _builder(
             'separate folder, or train without classes with '
             '--config.model.conditioning=none --config.dataset.num_classes=1.'
         )
-    return title, functools.partial(image_folder.builder, listing, dataset.image_size, data_dir)
+    create = functools.partial(image_folder.builder, listing, dataset.image_size, data_dir)
+    return title, create, describe(listing.passed_over, listing.folder)
 
 
 def _find_in_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

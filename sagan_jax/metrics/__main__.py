@@ -95,10 +95,12 @@ def _score(options: argparse.Namespace) -> list[dict[str, Any]]:
     ):
         check_path(path or '', name)
     compared = {'real': options.real, 'fake': options.fake}
-    paths = {
-        side: folders.find(folder, options.seed)[: options.max_images]
-        for side, folder in compared.items()
-    }
+    paths = {}
+    for side, folder in compared.items():
+        found = folders.find(folder, options.seed)
+        paths[side] = found.paths[: options.max_images]
+        for line in found.passed_over:
+            print(f'{side}: {line}', file=sys.stderr)
     minimum = max(options.splits, DENSITY_NEIGHBOURS + 1)
     for side, folder in compared.items():
         if len(paths[side]) < minimum:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sagan_jax import data
-from sagan_jax.data import image_folder, preparing
+from sagan_jax.data import class_folders, image_folder, preparing
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import locked
 
@@ -218,6 +218,43 @@ def start_loading(dataset):
     )
 
 
+@pytest.mark.parametrize('count', [2, 13])
+def test_all_images_that_cannot_be_read_are_reported_at_once(dataset, tmp_path, count):
+    """Of both splits, whatever is wrong with each."""
+    bad = [tmp_path / 'own' / 'train' / 'cat' / f'{number:02}.png' for number in range(count - 1)]
+    bad.append(tmp_path / 'own' / 'test' / 'cat' / 'late.jpg')
+    for number in range(40):
+        write(tmp_path / 'own' / 'train' / 'cat' / f'good{number}.png', image_of(number))
+    for number, path in enumerate(bad):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((b'', b'no image', b'\x89PNG\r\n\x1a\n')[number % 3])
+    dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'), num_classes=1)
+    with pytest.raises(UserError) as error:
+        data.load(dataset)
+    message = str(error.value)
+    assert message.startswith(f'Cannot read {count} images, ')
+    assert sum(str(path) in message for path in bad) == min(count, 10)
+    assert ('and 3 more: replace them' in message) == (count == 13)
+    assert message.count('the file is empty') >= 1
+    assert not list(Path(dataset.data_dir).rglob('*incomplete*'))
+
+
+def test_what_is_passed_over_is_known_to_the_source(dataset, folder):
+    write(folder / 'beside.png', image_of(70))
+    (folder / 'cat' / 'notes.txt').write_text('not an image')
+    source = data.load(dataset)
+    assert len(source) == 15
+    assert sorted(source.passed_over) == [
+        'passes over 1 files that are not images: cat/notes.txt',
+        'passes over 1 images beside class folders: beside.png',
+    ]
+
+
+def test_names_that_are_not_utf8(dataset, folder):
+    os.rename(folder / 'cat' / '0.png', os.fsencode(folder / 'cat') + b'/\xff.png')
+    assert len(data.load(dataset)) == 15
+
+
 def test_killed_in_the_middle(dataset, folder):
     # Enough work for seconds: one large image under many names.
     write(folder / 'cat' / 'large.jpg', image_of(1, 1500), quality=90)
@@ -252,7 +289,7 @@ def test_one_process_prepares_and_the_other_waits(dataset, folder, capsys, monke
         loading.join(1)
         assert loading.is_alive()
         assert [path.name for path in root.iterdir()] == ['.lock']
-        listing = image_folder.scan(dataset.source_dir)
+        listing = class_folders.scan(dataset.source_dir)
         image_folder.builder(listing, 32, dataset.data_dir).download_and_prepare()
         monkeypatch.setattr(preparing, '_prepare', None)  # must not run again
     loading.join(30)
@@ -284,7 +321,10 @@ def test_missing_folder(dataset, tmp_path):
 def test_empty_folder(dataset, tmp_path):
     (tmp_path / 'own').mkdir()
     dataset.update(name='image_folder', source_dir=str(tmp_path / 'own'))
-    with pytest.raises(UserError, match=r'own has no images: put files that end in .bmp'):
+    with pytest.raises(
+        UserError,
+        match=r'own has no images: one folder of images per class is expected, .* end in .a',
+    ):
         data.load(dataset)
 
 

@@ -23,15 +23,15 @@ def indices(paths):
 
 
 def test_all_images_are_found_in_an_order_that_depends_on_the_seed(folder):
-    found = indices(folders.find(folder, seed=0))
+    found = indices(folders.find(folder, seed=0).paths)
     assert sorted(found) == list(range(7))
-    assert found == indices(folders.find(folder, seed=0))
-    assert len({tuple(indices(folders.find(folder, seed))) for seed in range(5)}) > 1
+    assert found == indices(folders.find(folder, seed=0).paths)
+    assert len({tuple(indices(folders.find(folder, seed).paths)) for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 7, 50])
 def test_batches_have_all_images_in_order(folder, batch_size):
-    paths = folders.find(folder, seed=0)
+    paths = folders.find(folder, seed=0).paths
     batches = list(folders.batches(paths, batch_size, same_size_as=paths[0]))
     assert all(len(batch) == batch_size for batch in batches[:-1])
     images = np.concatenate(batches)
@@ -43,7 +43,7 @@ def test_batches_have_all_images_in_order(folder, batch_size):
 def test_images_are_not_read_far_ahead(folder, monkeypatch):
     read, taken = folders.read, []
     monkeypatch.setattr(folders, 'read', lambda path: taken.append(path) or read(path))
-    paths = folders.find(folder, seed=0) * 10
+    paths = folders.find(folder, seed=0).paths * 10
     batches = folders.batches(paths, batch_size=2, same_size_as=paths[0])
     next(batches)
     assert len(taken) <= 1 + 3 * 2
@@ -78,6 +78,49 @@ def test_a_truncated_image_is_named(tmp_path, suffix):
             folders.read(path)
         assert str(error.value).startswith(f'Cannot read the image {path} (')
         assert '\n' not in str(error.value)
+
+
+def test_hidden_files_are_ignored_and_others_are_named(folder):
+    (folder / '._0.png').write_bytes(b'macOS metadata')
+    (folder / '__MACOSX').mkdir()
+    (folder / '__MACOSX' / 'x.png').touch()
+    (folder / 'sub' / 'gone.png').symlink_to(folder / 'nowhere.png')
+    found = folders.find(folder, seed=0)
+    assert sorted(indices(found.paths)) == list(range(7))
+    assert sorted(found.passed_over) == [
+        'passes over 1 broken links: sub/gone.png (No such file or directory)',
+        'passes over 1 files that are not images: notes.txt',
+    ]
+
+
+def test_linked_class_folders_are_read(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp('other')
+    for i in range(7, 12):
+        Image.fromarray(np.full((4, 6, 3), i, np.uint8)).save(other / f'{i}.png')
+    (folder / 'linked').symlink_to(other)
+    assert sorted(indices(folders.find(folder, seed=0).paths)) == list(range(12))
+
+
+@pytest.mark.parametrize('count', [2, 14])
+def test_all_images_that_cannot_be_used_are_named_at_once(folder, count):
+    for number in range(count):
+        Image.new('RGB', (8, 4)).save(folder / f'odd{number:02}.png')
+    first = folder / '0.PNG'
+    message = f'^{count} images have another size: {folder}/odd00.png is 8×4 pixels, .*odd01.png'
+    with pytest.raises(UserError, match=message) as error:
+        list(folders.batches(folders.find(folder, 0).paths, 2, first))
+    assert ('and 4 more have other sizes but' in str(error.value)) == (count == 14)
+    for number in range(count):
+        (folder / f'bad{number:02}.png').touch()
+    with pytest.raises(UserError, match=f'^Cannot read {count} images, .*the file is empty'):
+        list(folders.batches(folders.find(folder, 0).paths, 2, first))
+
+
+def test_the_first_image_may_be_unreadable(folder):
+    first = folder / '0.PNG'
+    first.write_bytes(b'')
+    with pytest.raises(UserError, match=f'Cannot read the image {first} .the file is empty.: '):
+        list(folders.batches(folders.find(folder, 0).paths, 2, first))
 
 
 def test_an_image_of_another_size_is_named(folder):

@@ -36,6 +36,7 @@ def folders(tmp_path):
 
 def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_path, capsys):
     real, fake = map(str, folders)
+    (folders[0] / 'class0' / 'notes.txt').write_text('not an image')
     lines = tmp_path / 'scores.json'
     options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '1']
     assert main([real, fake, *options, '--json', str(lines)]) == 0
@@ -44,6 +45,7 @@ def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_p
     assert json.loads(lines.read_text()) == rows
     assert [row['name'] for row in rows] == NAMES
     assert '12/12' in err  # the progress
+    assert 'real: passes over 1 files that are not images: class0/notes.txt' in err
     assert 'img/s' in err
     assert 'Warning: FID from 11 real and 12 fake samples of 2048 features' in err
 

@@ -1,0 +1,183 @@
+"""The classes and splits of a folder of images.
+
+    FOLDER/cat/….jpg    or    FOLDER/train/cat/….jpg
+    FOLDER/dog/….png          FOLDER/test/cat/….jpg
+
+A folder that holds nothing but one other folder is looked through.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from sagan_jax.errors import UserError
+from sagan_jax.image_scan import (
+    Contents,
+    PassedOver,
+    contents,
+    images_below,
+    printable,
+    suffixes,
+)
+from sagan_jax.system.names import canonical
+
+Images = list[tuple[str, int]]  # (path, label)
+
+# In any case. The first that exists is used.
+_TRAIN_NAMES = ('train', 'training')
+_TEST_NAMES = ('test', 'testing', 'validation', 'valid', 'val')
+
+# A folder in a class folder that has no images beside it may be called this, or as the class.
+_WRAPPERS = ('images', 'image', 'imgs', 'img')
+
+_EXPECTED = (
+    'one folder of images per class is expected, as FOLDER/cat/1.jpg, or as FOLDER/train/cat/1.jpg '
+    'and FOLDER/test/cat/2.jpg'
+)
+
+
+class Listing(NamedTuple):
+    """The images found in a folder."""
+
+    folder: Path
+    class_names: tuple[str, ...]  # sorted
+    splits: dict[str, Images]  # of 'train' and, if it exists, 'test'
+    flat: bool  # no class folders: all images are of one class
+    fingerprint: str  # of each image's absolute path, size and modification time
+    passed_over: tuple[PassedOver, ...]
+
+
+def scan(source_dir: str | os.PathLike | None) -> Listing:
+    """Lists the images in the class folders of `source_dir`.
+
+    Class folders whose names differ only in their Unicode form are one class.
+
+    Raises:
+      UserError: if there is no such folder, if it or a class folder has no images, if its layout is
+        not recognised, or if a class of the test split is missing from the training split.
+    """
+    if not source_dir:
+        raise UserError(
+            'The data set image_folder has no dataset.source_dir: set '
+            '--config.dataset.source_dir=FOLDER to a folder with one folder of images per class.'
+        )
+    folder = Path(source_dir).expanduser().absolute()
+    if not os.path.isdir(folder):
+        raise UserError(f'There is no folder {folder}: check --config.dataset.source_dir.')
+
+    passed_over: list[PassedOver] = []
+    split_folders = _find_splits(_unwrapped(contents(folder), passed_over), passed_over)
+    flat = not split_folders['train'].folders
+    classes = {
+        split: {canonical(folder.name): [found]} if flat else _find_classes(found, passed_over)
+        for split, found in split_folders.items()
+    }
+    class_names = tuple(classes['train'])
+    for split, folders in classes.items():
+        for name in folders.keys() - class_names:
+            raise UserError(
+                f'There are images of {name} in {split_folders[split].path} but none in '
+                f'{split_folders["train"].path}: give both the same class folders.'
+            )
+
+    digest = hashlib.sha256()
+    splits: dict[str, Images] = {split: [] for split in classes}
+    for split, folders in classes.items():
+        for name, parts in folders.items():
+            for part in parts:
+                if name != (folder.name if flat else part.path.name):
+                    digest.update(name.encode('utf-8', 'surrogateescape'))  # stored by its label
+                for entry in _images_of(part, passed_over):
+                    status = entry.stat()
+                    line = f'\0{status.st_size}\0{status.st_mtime_ns}\0'
+                    digest.update(os.fsencode(entry.path) + line.encode())
+                    splits[split].append((entry.path, class_names.index(name)))
+    return Listing(folder, class_names, splits, flat, digest.hexdigest()[:16], tuple(passed_over))
+
+
+def _unwrapped(found: Contents, passed_over: list[PassedOver]) -> Contents:
+    """Looks through folders that hold nothing but one folder of folders."""
+    seen = set()
+    while not found.images and len(found.folders) == 1:
+        inner = contents(found.folders[0])
+        real = os.path.realpath(inner.path)
+        if inner.images or not inner.folders or real in seen:
+            break
+        seen.add(real)
+        passed_over += found.others
+        found = inner
+    return found
+
+
+def _find_splits(root: Contents, passed_over: list[PassedOver]) -> dict[str, Contents]:
+    """The folders of 'train' and, if there is one, 'test'."""
+    trains, tests = (
+        sorted(
+            (folder for folder in root.folders if folder.name.lower() in names),
+            key=lambda folder: names.index(folder.name.lower()),
+        )
+        for names in (_TRAIN_NAMES, _TEST_NAMES)
+    )
+    if not trains:
+        return {'train': root}
+    train = contents(trains[0])
+    others = [folder for folder in root.folders if folder not in (*trains, *tests)]
+    if others and train.images:
+        return {'train': root}  # a class may be called "train"
+    if others or len(trains) > 1:
+        raise UserError(
+            f'The folder {root.path} has the training images in {train.path.name}, and beside it '
+            f'{_some(folder for folder in root.folders if folder not in (trains[0], *tests))}: '
+            f'{_EXPECTED}; move other folders elsewhere.'
+        )
+    passed_over += root.others
+    passed_over += [PassedOver('images beside the splits', Path(e.path)) for e in root.images]
+    passed_over += [_not_read('splits that are not read', folder) for folder in tests[1:]]
+    splits = {'train': _unwrapped(train, passed_over)}
+    if tests:
+        splits['test'] = _unwrapped(contents(tests[0]), passed_over)
+    return splits
+
+
+def _find_classes(split: Contents, passed_over: list[PassedOver]) -> dict[str, list[Contents]]:
+    """The folders of each class, sorted by its name."""
+    passed_over += split.others
+    passed_over += [PassedOver('images beside class folders', Path(e.path)) for e in split.images]
+    classes: dict[str, list[Contents]] = {}
+    for folder in split.folders:
+        classes.setdefault(canonical(folder.name), []).append(contents(folder))
+    return dict(sorted(classes.items()))
+
+
+def _images_of(found: Contents, passed_over: list[PassedOver]) -> tuple[os.DirEntry[str], ...]:
+    """The images of one class folder, or of the folder `images` in it."""
+    passed_over += found.others
+    if not found.images and len(found.folders) == 1:
+        (inner,) = found.folders
+        if inner.name.lower() in (*_WRAPPERS, found.path.name.lower()):
+            found = contents(inner)
+            passed_over += found.others
+    if not found.images:
+        entries = [*found.folders, *(other.path for other in found.others)]
+        raise UserError(
+            f'The folder {found.path} has no images{_only(entries)}: {_EXPECTED}, with files that '
+            f'end in {suffixes()}; put images directly into it or remove it.'
+        )
+    passed_over += [_not_read('nested folders', folder) for folder in found.folders]
+    return found.images
+
+
+def _not_read(kind: str, folder: Path) -> PassedOver:
+    count = len(images_below(folder)[0])
+    return PassedOver(kind, folder, f'{count:,} image{"s" * (count != 1)}')
+
+
+def _only(paths: list[Path]) -> str:
+    return f', only {_some(paths)}' if paths else ''
+
+
+def _some(paths: Iterable[Path]) -> str:
+    names = [printable(path.name) for path in paths]
+    return ', '.join(names[:10]) + (f' and {len(names) - 10:,} more' if len(names) > 10 else '')

@@ -1,0 +1,130 @@
+"""Finds image files in folders, and names everything that is passed over.
+
+A file is an image if its name ends in one of `images.SUFFIXES`. Links to files and folders are
+followed. Hidden entries, and what archives and systems add, are ignored.
+"""
+
+import os
+import stat
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sagan_jax.errors import UserError
+from sagan_jax.images import SUFFIXES
+
+NAMED = 10  # entries of one kind that are named; the others are only counted
+
+_IGNORED = frozenset({  # in lower case
+    '__macosx', 'desktop.ini', 'thumbs.db', 'ehthumbs.db', 'icon\r', '@eadir', '$recycle.bin',
+    'system volume information', 'lost+found',
+})  # fmt: skip
+
+
+class PassedOver(NamedTuple):
+    """A file or folder that is not used."""
+
+    kind: str  # in the plural, such as 'broken links'
+    path: Path
+    remark: str = ''
+
+
+class Contents(NamedTuple):
+    """The entries of one folder, sorted by name."""
+
+    path: Path
+    images: tuple[os.DirEntry[str], ...]
+    folders: tuple[Path, ...]
+    others: tuple[PassedOver, ...]
+
+
+def contents(folder: Path) -> Contents:
+    """Lists one folder. Raises UserError if it cannot be read."""
+    images: list[os.DirEntry[str]] = []
+    folders: list[Path] = []
+    others: list[PassedOver] = []
+    for entry in _entries(folder):
+        if entry.name.startswith('.') or entry.name.lower() in _IGNORED:
+            continue
+        path = Path(entry.path)
+        try:
+            mode = entry.stat().st_mode
+        except OSError as error:  # also for a link to itself
+            kind = 'broken links' if entry.is_symlink() else 'unreadable files'
+            others.append(PassedOver(kind, path, error.strerror or ''))
+            continue
+        if stat.S_ISDIR(mode):
+            folders.append(path)
+        elif not stat.S_ISREG(mode):
+            others.append(PassedOver('special files', path))
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            images.append(entry)
+        else:
+            others.append(PassedOver('files that are not images', path))
+    return Contents(folder, tuple(images), tuple(folders), tuple(others))
+
+
+def images_below(folder: Path) -> tuple[list[Path], list[PassedOver]]:
+    """All images in a folder and its subfolders, in no particular order, and what is passed over.
+
+    Reads each folder once, however many links lead to it. Raises UserError if a folder cannot be
+    read.
+    """
+    found: list[Path] = []
+    passed_over: list[PassedOver] = []
+    seen: set[str] = set()
+    pending = deque([folder])
+    while pending:
+        path = pending.pop()
+        real = os.path.realpath(path)
+        if real in seen:
+            passed_over.append(PassedOver('links to folders that are read already', path))
+            continue
+        seen.add(real)
+        here = contents(path)
+        found += [Path(entry.path) for entry in here.images]
+        passed_over += here.others
+        for inner in here.folders:
+            # Links last, so that an image has the path that it has without them.
+            pending.appendleft(inner) if inner.is_symlink() else pending.append(inner)
+    return found, passed_over
+
+
+def describe(passed_over: Sequence[PassedOver], folder: Path) -> list[str]:
+    """One line for each kind of entry that is passed over: the count, and up to `NAMED` names."""
+    lines = []
+    for kind in dict.fromkeys(entry.kind for entry in passed_over):
+        entries = sorted(entry for entry in passed_over if entry.kind == kind)
+        names = [_name(entry, folder) for entry in entries[:NAMED]]
+        if len(entries) > NAMED:
+            names.append('…')
+        lines.append(f'passes over {len(entries):,} {kind}: {", ".join(names)}')
+    return lines
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what cannot be printed in a line."""
+    return ''.join(
+        c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text
+    )
+
+
+def suffixes() -> str:
+    """The suffixes of images, in words."""
+    return ', '.join(sorted(SUFFIXES))
+
+
+def _name(entry: PassedOver, folder: Path) -> str:
+    path = entry.path.relative_to(folder) if entry.path.is_relative_to(folder) else entry.path
+    return printable(str(path)) + (f' ({entry.remark})' if entry.remark else '')
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(
+            f'Cannot read the folder {folder} ({error.strerror}): check its permissions.'
+        ) from error
