@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as one that was left alone, bit for bit."""
+"""A run that is killed repeatedly ends bit for bit like an undisturbed run."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def settings(folder, steps):
 
 
 class Run:
-    """A run in its folder, of which one process at a time goes on."""
+    """A run in its folder, with one process at a time."""
 
     def __init__(self, config, workdir):
         self.config, self.workdir = config, workdir
@@ -54,14 +54,14 @@ class Run:
         )
 
     def wait_for(self, happens):
-        """Until `happens()`, or the process ends by itself."""
+        """Waits until `happens()` or the process ends."""
         deadline = time.monotonic() + 300
         while self.process.poll() is None and not happens():
             assert time.monotonic() < deadline
             time.sleep(0.001)
 
     def end(self, number=0):
-        """Waits for the end, after a signal if one is given: the output and the status."""
+        """Waits for the end, after a signal if one is given; returns the output and the status."""
         if number:
             self.process.send_signal(number)
         output, _ = self.process.communicate(timeout=300)
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def step(self):
-        """The last one logged; each is."""
+        """The last logged step; every step is logged."""
         path = self.workdir / 'metrics.jsonl'
         found = re.findall(
             r'^{"step": (\d+), .*}$', path.read_text() if path.exists() else '', re.M
@@ -81,7 +81,7 @@ class Run:
 
 
 def disturb(run, dice):
-    """Kills a run at some moment; None if it ended before, or the signal."""
+    """Starts a run and waits for a random moment; returns the signal to send, and the moment."""
     run.start()
     begun_at = run.step
     moment = dice.choice(['any', 'step', 'step', 'save', 'score'])
@@ -102,7 +102,7 @@ def disturb(run, dice):
 
 
 def survives(folder, tmp_path, steps, kills, seed):
-    """How many steps were done twice."""
+    """Kills a run `kills` times; returns the number of repeated steps, and the kills."""
     config, dice = settings(folder, steps), random.Random(seed)
     straight, killed = Run(config, tmp_path / 'straight'), Run(config, tmp_path / 'killed')
     straight.start()
@@ -121,7 +121,7 @@ def survives(folder, tmp_path, steps, kills, seed):
         if resumed:
             from_step = int(resumed[0].replace(',', ''))
             redone += reached - from_step
-            # What was asked to end has saved its step; others lose what came after the last one.
+            # SIGTERM saves the step; SIGKILL loses the steps since a checkpoint.
             assert 0 <= reached - from_step <= (0 if asked else 2 * SAVED_EVERY)
         if resumed or 'starts afresh' in output:
             reached = killed.step
@@ -136,7 +136,7 @@ def survives(folder, tmp_path, steps, kills, seed):
 
 
 def assert_same(here, there, config):
-    """Everything that a run leaves, but for TensorBoard's files and rates."""
+    """Compares all that two runs leave, except TensorBoard's files and rates."""
 
     def lines(workdir):
         read = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
@@ -189,7 +189,7 @@ def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(folder, tmp_
     run.wait_for(lambda: run.step > SAVED_EVERY and not run.saving())
     run.process.send_signal(signal.SIGTERM)
     output, status = run.end(signal.SIGTERM)
-    if status == 143:  # it was faster
+    if status == 143:  # it saved before the second signal
         assert 'interrupted' in output
     else:
         assert status == -signal.SIGTERM

@@ -1,4 +1,4 @@
-"""The README and the documentation: their links lead somewhere, their commands are understood."""
+"""The README and the documentation: their links exist, their commands are valid."""
 
 import importlib
 import os
@@ -21,7 +21,7 @@ NAMES = [path.name for path in PAGES]
 
 
 def commands(page):
-    """The commands of a page that start Python, of code blocks and of the text, as words."""
+    """The Python commands in a page's code blocks and text, split into words."""
     text = page.read_text()
     blocks = re.findall(r'```sh\n(.*?)```', text, re.DOTALL)
     inline = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', text, flags=re.DOTALL))
@@ -36,7 +36,7 @@ MODULES = sorted({words[0] for _, words in ALL})
 
 
 @pytest.mark.parametrize('page', PAGES, ids=NAMES)
-def test_links_lead_somewhere(page):
+def test_links_exist(page):
     links = re.findall(r'\]\(([^)]+)\)', page.read_text())
     for link in links:
         path, _, _ = link.partition('#')
@@ -51,13 +51,13 @@ def test_commands_are_found():
 @pytest.mark.parametrize('module', MODULES)
 def test_flags_of_commands_exist(module):
     command = [sys.executable, '-m', module, '--help']
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    assert module in told or 'usage' in told
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert module in text or 'usage' in text
     for page, words in ALL:
         if words[0] == module:
             own = words[: words.index('--')] if '--' in words else words
             for flag in {word.partition('=')[0] for word in own if word.startswith('--')}:
-                known = re.search(rf'(?<![\w-])--(\[no\])?{flag[2:]}(?!\w)', told)
+                known = re.search(rf'(?<![\w-])--(\[no\])?{flag[2:]}(?!\w)', text)
                 assert known or flag.startswith('--config.'), f'{flag} in {page}'
 
 
@@ -73,11 +73,11 @@ def test_configurations_and_keys_exist(page):
             assert module.get_config(variant)
 
 
-# ---- What the README does with a trained run, as it stands there. ------------------------------
+# ---- The README's commands with a trained run. -------------------------------------------------
 
 
 def of_the_tests(text, workdir):
-    """A command or a program of the README for the run in `workdir` and its classes."""
+    """A command or program of the README, changed to use the run in `workdir` and its classes."""
     for there, here in (
         ('runs/quickstart', str(workdir)),
         ('FOLDER', str(workdir / 'folder')),
@@ -91,7 +91,7 @@ def of_the_tests(text, workdir):
 
 @pytest.fixture
 def workdir(trained_workdir, tmp_path):
-    """The run of the tests, with its checkpoint alone of all that others may have written."""
+    """The tests' run, with only its configuration and its checkpoints."""
     for name in ('config.json', 'checkpoints'):
         (tmp_path / name).symlink_to(trained_workdir / name)
     return tmp_path

@@ -1,4 +1,4 @@
-"""The command line: every mistake of a user's ends in one sentence and exit status 2."""
+"""The command line: every error of the user's ends in one sentence and exit status 2."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def assert_refused(result, *parts):
         ),
     ],
 )
-def test_mistakes_on_the_command_line(arguments, parts):
+def test_invalid_command_lines_are_refused(arguments, parts):
     assert_refused(run(*arguments), *parts)
 
 
@@ -101,7 +101,7 @@ def test_a_run_of_a_version_with_other_keys_is_refused(trained_workdir, tmp_path
     assert_refused(refused, str(tmp_path), '9.9', 'commit abc', 'model.depth')
 
 
-def test_a_full_disk_is_told_in_a_sentence():
+def test_a_full_disk_is_reported_in_one_sentence():
     code = """
 import errno
 from sagan_jax.system import command_line
@@ -117,7 +117,7 @@ command_line.run(main, command_line.define_config())
     assert_refused(result, 'figures/a.png cannot be written (No space left on device)')
 
 
-# What is said of a program's flags, gathered in a process of its own: flags are defined once.
+# Facts about the flags, collected in another process because flags are defined once per process.
 FLAGS = """
 import json, shlex
 from absl import flags
@@ -149,17 +149,17 @@ print(json.dumps({
 
 
 @pytest.fixture(scope='module')
-def said():
+def facts():
     root = str(Path(__file__).parents[1])
     command = [sys.executable, '-c', FLAGS]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     return json.loads(result.stdout)
 
 
-def test_a_flag_of_another_mode_is_refused(said):
-    assert len(said['pairs']) == len(said['modes']) * (len(said['flags']) - 2)
-    for flag, mode, refusal in said['pairs']:
-        owners = [name for name, names in said['modes'].items() if flag in names]
+def test_a_flag_of_another_mode_is_refused(facts):
+    assert len(facts['pairs']) == len(facts['modes']) * (len(facts['flags']) - 2)
+    for flag, mode, refusal in facts['pairs']:
+        owners = [name for name, names in facts['modes'].items() if flag in names]
         assert owners, flag
         if mode in owners:
             assert refusal is None
@@ -168,61 +168,61 @@ def test_a_flag_of_another_mode_is_refused(said):
                 f'--{flag} belongs to --mode {" and ".join(owners)}, but the mode is {mode}: '
                 f'leave out --{flag}, or choose another mode.'
             )
-    accepted = {(flag, mode) for flag, mode, refusal in said['pairs'] if refusal is None}
+    accepted = {(flag, mode) for flag, mode, refusal in facts['pairs'] if refusal is None}
     assert {('port', 'serve'), ('classes', 'figures'), ('classes', 'sample')} <= accepted
     assert not accepted & {('points', 'sample'), ('checkpoint', 'train'), ('output', 'figures')}
 
 
-def test_help_groups_the_flags_by_mode(said):
+def test_help_groups_the_flags_by_mode(facts):
     result = run('--help')
     assert result.returncode == 0
     common = result.stdout.partition('--mode train:')[0]
     assert re.findall(r'^  --(\w+)', common, re.MULTILINE) == ['config', 'workdir', 'mode']
     groups = dict(re.findall(r'^--mode (\w+): (.*?)(?=^--mode |\Z)', result.stdout, re.M | re.S))
-    assert groups.keys() == said['modes'].keys()
+    assert groups.keys() == facts['modes'].keys()
     for mode, text in groups.items():
         described = re.findall(r'^  --(\w+)', text, re.MULTILINE)
-        assert described == said['modes'][mode]
+        assert described == facts['modes'][mode]
         example = next(line for line in text.splitlines() if line.startswith('    python'))
         assert f'--mode {mode}' in example or mode == 'train'
-    assert said['examples'] == [None] * len(groups)
+    assert facts['examples'] == [None] * len(groups)
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    return tiny.picture_folder(tmp_path_factory.mktemp('pictures') / 'source')
+def images(tmp_path_factory):
+    return tiny.picture_folder(tmp_path_factory.mktemp('images') / 'source')
 
 
-def missing_folder(pictures, tmp_path):
+def missing_folder(images, tmp_path):
     return [f'--config.dataset.source_dir={tmp_path}/nowhere'], ['nowhere']
 
 
-def empty_folder(pictures, tmp_path):
+def empty_folder(images, tmp_path):
     (tmp_path / 'empty').mkdir()
     return [f'--config.dataset.source_dir={tmp_path}/empty'], ['empty']
 
 
-def one_class_fewer(pictures, tmp_path):
-    flags = [f'--config.dataset.source_dir={pictures}', '--config.dataset.num_classes=4']
+def one_class_fewer(images, tmp_path):
+    flags = [f'--config.dataset.source_dir={images}', '--config.dataset.num_classes=4']
     return flags, ['3', '4', '--config.dataset.num_classes=3']
 
 
-def truncated_picture(pictures, tmp_path):
+def truncated_image(images, tmp_path):
     folder = tiny.picture_folder(tmp_path / 'bad')
     victim = folder / 'class1' / '3.png'
     victim.write_bytes(victim.read_bytes()[:-500])
     return [f'--config.dataset.source_dir={folder}'], [str(victim)]
 
 
-def indivisible_batch(pictures, tmp_path):
+def indivisible_batch(images, tmp_path):
     return ['--config.batch_size=12'], ['batch_size=12', '8 devices']
 
 
-def impossible_attention(pictures, tmp_path):
+def impossible_attention(images, tmp_path):
     return ['--config.model.discriminator_attention=(64,)'], ['64', '4, 8, 16']
 
 
-def unwritable_workdir(pictures, tmp_path):
+def unwritable_workdir(images, tmp_path):
     (tmp_path / 'file').write_text('')
     return ['--workdir', tmp_path / 'file' / 'run'], [f'{tmp_path}/file/run']
 
@@ -233,14 +233,14 @@ def unwritable_workdir(pictures, tmp_path):
         missing_folder,
         empty_folder,
         one_class_fewer,
-        truncated_picture,
+        truncated_image,
         indivisible_batch,
         impossible_attention,
         unwritable_workdir,
     ],
 )
-def test_mistakes_that_leave_nothing_behind(mistake, pictures, tmp_path):
-    flags, parts = mistake(pictures, tmp_path)
+def test_errors_leave_no_files(mistake, images, tmp_path):
+    flags, parts = mistake(images, tmp_path)
     before = set(tmp_path.rglob('*'))
     prepared = tmp_path / 'prepared'
     defaults = ['--workdir', tmp_path / 'run', f'--config.dataset.data_dir={prepared}']
@@ -252,9 +252,9 @@ def test_mistakes_that_leave_nothing_behind(mistake, pictures, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_the_workdir_is_named_after_the_configuration_and_is_enough(tmp_path, pictures):
+def test_the_default_workdir_is_enough_to_draw_figures(tmp_path, images):
     root = Path(__file__).parents[1]
-    flags = [*SMALL, '--config.num_train_steps=1', f'--config.dataset.source_dir={pictures}']
+    flags = [*SMALL, '--config.num_train_steps=1', f'--config.dataset.source_dir={images}']
     flags[1] = str(root / 'configs' / 'image_folder.py')
     result = run(*flags, f'--config.dataset.data_dir={tmp_path}/prepared', cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -66,14 +66,14 @@ def test_every_python_version_is_tested():
 
 
 @pytest.mark.parametrize('page', ['CONTRIBUTING.md', 'CHANGELOG.md'])
-def test_links_lead_somewhere(page):
+def test_links_exist(page):
     links = re.findall(r'\]\(([^)]+)\)', (ROOT / page).read_text())
     assert links
     for link in links:
         assert link.startswith('https://') or (ROOT / link).exists(), link
 
 
-def test_what_contributors_are_sent_to_exists():
+def test_paths_and_names_in_contributing_exist():
     """The paths and rooms of CONTRIBUTING.md, and the tables and tests to be extended."""
     text = (ROOT / 'CONTRIBUTING.md').read_text()
     paths = re.findall(r'`((?:sagan_jax|tests|launch|configs)/[\w/.]*)', text)

@@ -1,4 +1,4 @@
-"""What makes a configuration mean nothing is told in a sentence, by one function."""
+"""One function refuses invalid configurations, each in one sentence."""
 
 import jax
 import pytest
@@ -8,7 +8,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.state import create_state
 from tests import tiny
 
-# Whatever is written there: a name, a path or an address.
+# Free text: names, paths and addresses.
 FREE_TEXT = {
     'dataset.name',
     'dataset.data_dir',
@@ -33,7 +33,7 @@ def keys_of(kinds):
 
 
 def test_every_number_has_a_range_and_every_text_has_choices():
-    """A key that a configuration gains is thought of here too."""
+    """Fails for a new key without a range or choices."""
     assert keys_of({int, float}) - {'dataset.image_size'} == set(checks.RANGES)
     assert keys_of({str, type(None)}) - FREE_TEXT == set(checks.CHOICES)
 
@@ -46,7 +46,7 @@ def test_the_defaults_and_tiny_networks_are_accepted():
 
 @pytest.mark.parametrize('key', [key for key in checks.CHOICES if key.startswith('model.')])
 def test_every_choice_of_networks_exists(key):
-    """Networks take each of the names that are accepted, and no longer check them."""
+    """Networks accept every choice; they do not check names themselves."""
     for choice in checks.CHOICES[key]:
         config = tiny.config(**{key: choice})
         if choice == 'dcgan':
@@ -112,14 +112,14 @@ def test_every_choice_of_networks_exists(key):
         ),
     ],
 )
-def test_what_means_nothing_is_refused(overrides, sentence):
+def test_invalid_configurations_are_refused(overrides, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         checks.check(tiny.config(**overrides))
     assert str(caught.value).endswith('.')
     assert '\n' not in str(caught.value)
 
 
-def test_a_key_that_is_missing_is_named():
+def test_a_missing_key_is_named():
     config = tiny.config()
     del config.evaluation.best
     with pytest.raises(UserError, match=r'has no evaluation.best, perhaps because'):

@@ -22,7 +22,7 @@ def get_config():
 
 
 @pytest.mark.parametrize('text', ['quickstart', 'imagenet128:feat32', 'configs/cifar10.py:feat8'])
-def test_names_are_those_of_the_packages_files(text, tmp_path, monkeypatch):
+def test_names_of_the_packages_files(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, _, variant = text.partition(':')
     path, _, found = files.locate(text).partition(':')
@@ -30,7 +30,7 @@ def test_names_are_those_of_the_packages_files(text, tmp_path, monkeypatch):
     assert found == variant
 
 
-def test_a_path_that_exists_wins(tmp_path, monkeypatch):
+def test_an_existing_path_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ('quickstart', 'my_config.py'):
         Path(name).write_text(MINE)

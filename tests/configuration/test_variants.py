@@ -119,7 +119,7 @@ PAPER_TEXT = {'model.attention_value_divisor', 'model.attention_pooling', 'optim
         ),
     ],
 )
-def test_a_variant_differs_from_its_neighbour_in_what_its_name_says(variant, neighbour, keys):
+def test_a_variant_differs_from_its_neighbour_in_these_keys_only(variant, neighbour, keys):
     here, there = flat(load('imagenet128', variant)), flat(load('imagenet128', neighbour))
     assert {key for key in here if here[key] != there[key]} == keys
 
@@ -188,11 +188,11 @@ def test_two_steps(name, variant):
         state, metrics = train_step(state, *tiny.batch(config, seed))
     assert int(state.step) == 2
     assert all(np.isfinite(value).all() for value in metrics.values())
-    attended = {name for name in state.generator['params'] if name.startswith('attention')}
-    assert attended == {f'attention{k}' for k in config.model.generator_attention}
+    attention = {name for name in state.generator['params'] if name.startswith('attention')}
+    assert attention == {f'attention{k}' for k in config.model.generator_attention}
     gammas = {name for name in metrics if 'gamma' in name}
     has_gammas = config.model.attention_block == 'self_attention'
-    assert len(gammas) == (2 * len(attended) if has_gammas else 0)
+    assert len(gammas) == (2 * len(attention) if has_gammas else 0)
     assert ('fake_accuracy' in metrics) == (variant == 'acgan')
     # Running averages of the discriminator, if it has batch norm.
     moved = jax.tree.leaves(state.discriminator['batch_stats'])

@@ -1,4 +1,4 @@
-"""The notebook from a clean kernel, with a tiny network in a few steps, and once again."""
+"""The notebook in a clean kernel with a tiny network: a few steps, then a resumed run."""
 
 import os
 from pathlib import Path
@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def settings(tmp_path_factory):
-    folder = tiny.scored_folder(tmp_path_factory.mktemp('pictures'))
+    folder = tiny.scored_folder(tmp_path_factory.mktemp('images'))
     config = tiny.folder_config(folder / 'source', evaluation__pair_samples=30)
     _, config_file, _, workdir, *overrides = tiny.arguments(config, folder / 'run')
     return {'CONFIG': config_file, 'WORKDIR': workdir, 'OVERRIDES': overrides}
 
 
 def execute(settings, steps, cells=None):
-    """Runs the notebook's first cells with other parameters: what they printed and showed."""
+    """Runs the notebook's first cells with other parameters; returns their text and images."""
     notebook = nbformat.read(ROOT / 'launch' / 'colab_tpu.ipynb', 4)
     notebook.cells = notebook.cells[:cells]
     (parameters,) = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', ())]
@@ -34,15 +34,15 @@ def execute(settings, steps, cells=None):
     client.execute(env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'})
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
     texts = [output.get('text', '') for output in outputs]
-    pictures = [output for output in outputs if 'image/png' in output.get('data', {})]
-    return '\n'.join(texts), pictures
+    images = [output for output in outputs if 'image/png' in output.get('data', {})]
+    return '\n'.join(texts), images
 
 
 def test_from_top_to_bottom_and_again(settings):
-    text, pictures = execute(settings, steps=2)
+    text, images = execute(settings, steps=2)
     assert 'done' in text
     assert 'in_domain_fid50_train' in text
-    assert len(pictures) == 3  # samples, attention, and what Python drew
+    assert len(images) == 3  # samples, attention, and what Python drew
     text, _ = execute(settings, steps=4, cells=6)  # training is the last of these
     assert 'step 4/4' in text
     assert 'resumes in' in Path(settings['WORKDIR'], 'notebook.txt').read_text()

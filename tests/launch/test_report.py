@@ -1,4 +1,4 @@
-"""The report of a sweep: right numbers, in columns of one protocol each, in files of their own."""
+"""The report of a sweep: its numbers, one protocol per column, self-contained files."""
 
 import base64
 import io
@@ -40,14 +40,14 @@ def row(name, value, run, step, **changes):
 
 
 def write_run(run, value, steps=100, of=100):
-    """A run that came to `steps` of `of`; scored while training, and done if it came to the end."""
+    """Writes a run with `steps` of `of` steps, scored during training; done if it has all."""
     run.folder.mkdir(parents=True)
     settings = {'num_train_steps': of, 'batch_size': 16, 'discriminator_steps': 2}
     (run.folder / 'config.json').write_text(json.dumps({'config': settings}))
     lines = [{'step': 0, 'discriminator_loss': 1.0}]  # the first call of a run has no rate
     for step in range(25, steps + 1, 25):
         (run.folder / 'checkpoints' / str(step)).mkdir(parents=True)
-        # 32 images a step: ten steps a second, then five.
+        # 32 images per step: ten steps per second, then five.
         rate = 320.0 if step <= 50 else 160.0
         lines.append({'step': step, 'discriminator_loss': 1.0, 'images_per_second': rate})
         lines.append({'step': step, 'fid2k': 1.0})
@@ -123,7 +123,7 @@ def test_mean_and_deviation_over_the_seeds(workdir):
     assert scores['*real images*']['in_domain_is10k ↑'] == '*9.5*'
 
 
-def test_the_paper_stands_beside_ours_as_the_papers(workdir):
+def test_the_papers_scores_are_marked(workdir):
     header = list(tables(workdir)['Scores']['feat16'])
     assert header == [
         'variant',
@@ -141,7 +141,7 @@ def test_the_paper_stands_beside_ours_as_the_papers(workdir):
     assert paper.SAGAN_NOTE not in text
 
 
-def test_training_scores_and_further_ones_have_tables_of_their_own(workdir):
+def test_training_scores_and_further_scores_have_their_own_tables(workdir):
     found = tables(workdir)
     assert 'in_domain_kid10k_train ↓' in found['Further scores']['feat16']
     assert 'in_domain_fid2k_train ↓' in found['Scores of fewer images']['feat16']
@@ -163,7 +163,7 @@ def test_training_scores_and_further_ones_have_tables_of_their_own(workdir):
         ('something_new', 1),
     ],
 )
-def test_protocols_are_never_put_into_one_column(workdir, key, value):
+def test_each_protocol_has_its_own_column(workdir, key, value):
     run = Run('feat16', 1, workdir)
     rows = run.files.all_scores()[100]
     rows = [r | ({key: value} if r['name'] == 'in_domain_fid10k_train' else {}) for r in rows]
@@ -180,8 +180,8 @@ def test_protocols_are_never_put_into_one_column(workdir, key, value):
     assert text.count('*paper fid*') == 1
 
 
-def test_what_is_of_the_system_or_found_makes_no_column(workdir):
-    """In the fixture seeds, averages, statistics, values and deviations differ."""
+def test_systems_and_results_share_a_column(workdir):
+    """In the fixture, seeds, averages, statistics, values and deviations differ."""
     _, variants = results.read_sweep(workdir)
     assert len(results.columns(variants)) == 4
 
@@ -218,7 +218,7 @@ def test_score_of(name, score):
 
 
 def test_time_and_steps(workdir):
-    # 50 steps at ten a second and 50 at five.
+    # 50 steps at ten per second and 50 at five.
     row = tables(workdir)['Runs']['feat16']
     assert row['time of a run'] == '0 min 15 s'
     assert row['images/s'] == f'{3200 / 15:.0f}'
@@ -226,8 +226,8 @@ def test_time_and_steps(workdir):
     assert row['devices'] == '2 × cpu'
 
 
-def test_time_of_steps_without_a_rate_and_of_scores_between(workdir):
-    # 32 images a step. The first line has no rate and takes the median, two seconds a step.
+def test_training_time_with_missing_rates_and_lines_of_scores(workdir):
+    # 32 images per step. The first line has no rate: the median gives two seconds per step.
     lines = [(1, None), (2, 8.0), (4, 16.0), (6, None, 'fid2k'), (8, 32.0)]
     run = Run('feat16', 0, workdir)
     with (run.folder / 'metrics.jsonl').open('w') as file:
@@ -242,7 +242,7 @@ def test_time_of_steps_without_a_rate_and_of_scores_between(workdir):
 # ---- Runs that are not finished. ---------------------------------------------------------------
 
 
-def test_unfinished_runs_are_named_and_kept_out_of_the_means(workdir):
+def test_unfinished_runs_are_listed_and_excluded_from_the_means(workdir):
     failed, stopped = Run('feat16', 1, workdir), Run('no_attention', 0, workdir)
     for run in (failed, stopped):
         shutil.rmtree(run.folder)
@@ -263,7 +263,7 @@ def test_unfinished_runs_are_named_and_kept_out_of_the_means(workdir):
     assert 'alt="no_attention, seed 1, step 100"' in (workdir / 'report.html').read_text()
 
 
-def test_a_sweep_that_has_hardly_begun(tmp_path):
+def test_a_sweep_that_has_just_begun(tmp_path):
     record(tmp_path, [['feat16', 0], ['feat16', 1]])
     report.write(tmp_path)
     assert '0 of 2 runs are done' in (tmp_path / 'report.md').read_text()
@@ -273,7 +273,7 @@ def test_a_sweep_that_has_hardly_begun(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['empty', 'missing', 'a run'])
-def test_a_folder_that_is_no_sweep(kind, tmp_path, capsys):
+def test_a_folder_without_a_sweep_is_refused(kind, tmp_path, capsys):
     folder = tmp_path / 'folder'
     if kind == 'a run':
         write_run(Run('feat16', 0, folder), 9)
@@ -291,7 +291,7 @@ def test_a_folder_that_is_no_sweep(kind, tmp_path, capsys):
 # ---- The page. ---------------------------------------------------------------------------------
 
 
-def test_the_page_needs_no_other_file(workdir):
+def test_the_page_is_self_contained(workdir):
     report.write(workdir)
     text = (workdir / 'report.html').read_text()
     sources = re.findall(r'(?:src|href|srcset|data)\s*=\s*["\']?([^"\' >]+)', text)
@@ -326,7 +326,7 @@ def test_the_last_samples_of_one_seed_of_each_variant(workdir):
 def test_curves_of_every_variant(workdir):
     report.write(workdir)
     text = (workdir / 'report.html').read_text()
-    # Only what was scored at several steps has a curve.
+    # Only scores of several steps have a curve.
     (chart,) = re.findall(r'<svg viewBox="0 0 480.*?</svg>', text, re.DOTALL)
     root = xml.etree.ElementTree.fromstring(chart)
     groups = root.findall('g')
@@ -335,11 +335,11 @@ def test_curves_of_every_variant(workdir):
         lines = [line.get('points').split() for line in group.findall('polyline')]
         assert [len(line) for line in lines] == [4] * 4  # three seeds and their mean
         heights = np.array([[float(point.split(',')[1]) for point in line] for line in lines])
-        assert (np.diff(heights) > 0).all()  # the score falls, and down is up in a picture
+        assert (np.diff(heights) > 0).all()  # the score falls, so y grows in the SVG
     assert 'in_domain_fid2k_train' in chart
 
 
-def test_what_is_not_a_number_is_in_no_curve(workdir):
+def test_curves_leave_out_nan(workdir):
     run = Run('feat16', 0, workdir)
     for step in (25, 50):
         rows = [{**row, 'value': float('nan')} for row in run.files.all_scores()[step]]
@@ -351,7 +351,7 @@ def test_what_is_not_a_number_is_in_no_curve(workdir):
 HOSTILE = '<img src=x onerror=alert(1)> & "q" \'a\' *b*'
 
 
-def test_what_is_named_is_no_html(tmp_path):
+def test_names_are_escaped(tmp_path):
     """Names of variants, scores, protocols, devices and the configuration stay text."""
     run = Run(HOSTILE, 0, tmp_path)
     write_run(run, 9)
@@ -377,7 +377,7 @@ def test_what_is_named_is_no_html(tmp_path):
     assert len(page.all('script')) == 1
 
 
-def test_cells_that_are_not_ours_stand_in_italics(workdir):
+def test_cited_cells_are_in_italics(workdir):
     report.write(workdir)
     text = (workdir / 'report.html').read_text()
     assert '<th><em>paper fid</em></th>' in text

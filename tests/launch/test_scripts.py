@@ -1,4 +1,4 @@
-"""The launch scripts, with small programs in the places of srun, gcloud and training."""
+"""The launch scripts, with small stand-ins for srun, gcloud and training."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def in_the_foreground():
-    """Tests that are started in the background ignore SIGINT, and so would what they start."""
+    """Restores SIGINT, which tests in the background ignore and their processes inherit."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -22,7 +22,7 @@ def in_the_foreground():
 
 @pytest.fixture
 def programs(tmp_path):
-    """Makes programs of bash lines, which are found before all others."""
+    """Writes programs of bash lines that come first on PATH."""
     folder = tmp_path / 'bin'
     folder.mkdir()
 
@@ -45,7 +45,7 @@ def run(script, *arguments, env):
 UNTIL_DONE = [sys.executable, '-m', 'launch.until_done', '--']
 
 
-# Ends with the statuses in $HERE/statuses, one a call, and notes what it was called with.
+# Exits with the statuses in $HERE/statuses, one per call, and records its arguments.
 ENDS = """
 echo "$@" >> $HERE/calls
 status=$(head -1 $HERE/statuses)
@@ -64,7 +64,7 @@ exit $status
         ([1, 1, 1, 0], 3, 1),
     ],
 )
-def test_until_done(programs, tmp_path, statuses, calls, last):
+def test_until_done_restarts_after_failures(programs, tmp_path, statuses, calls, last):
     env = programs(train=ENDS)
     (tmp_path / 'statuses').write_text(''.join(f'{status}\n' for status in statuses))
     ended = subprocess.run(
@@ -113,7 +113,7 @@ def slurm(programs, tmp_path, srun, **extra):
     ('status', 'restarts', 'again'),
     [(0, 0, False), (2, 0, False), (75, 0, True), (1, 19, True), (1, 20, False)],
 )
-def test_slurm_goes_back_into_the_queue_unless_done(programs, tmp_path, status, restarts, again):
+def test_slurm_requeues_a_run_that_is_not_done(programs, tmp_path, status, restarts, again):
     (tmp_path / 'statuses').write_text(f'{status}\n')
     process, requeued = slurm(programs, tmp_path, ENDS, SLURM_RESTART_COUNT=str(restarts))
     assert process.wait(20) == status
@@ -125,7 +125,7 @@ def test_slurm_goes_back_into_the_queue_unless_done(programs, tmp_path, status, 
     )
 
 
-def test_slurm_asked_to_end_lets_the_run_save_and_goes_back(programs, tmp_path):
+def test_slurm_saves_and_requeues_after_a_signal(programs, tmp_path):
     saves = """
     trap 'sleep 0.5; touch $HERE/saved; exit 143' TERM
     touch $HERE/started
@@ -140,7 +140,7 @@ def test_slurm_asked_to_end_lets_the_run_save_and_goes_back(programs, tmp_path):
     assert requeued()
 
 
-def test_tpu_pod_starts_all_hosts_until_done(programs, tmp_path):
+def test_tpu_pod_restarts_all_hosts(programs, tmp_path):
     env = programs(gcloud=ENDS)
     (tmp_path / 'statuses').write_text('255\n0\n')
     arguments = ('my-tpu', 'zone-b', '--config', 'configs/a b.py', '--workdir', '/mnt/run')
@@ -158,8 +158,8 @@ def test_tpu_pod_starts_all_hosts_until_done(programs, tmp_path):
     assert 'No --workdir' in refused.stderr
 
 
-def test_a_start_on_a_tpu_ends_what_is_left_of_its_own_run_alone(programs, tmp_path):
-    """This machine is the host: gcloud runs the command, python3 waits until it is ended."""
+def test_tpu_pod_ends_only_the_earlier_process_of_its_own_run(programs, tmp_path):
+    """This machine is the host: gcloud runs the command, python3 waits for a signal."""
     waits = """
     echo $$ >> $HERE/started
     trap 'echo $$ >> $HERE/ended; exit 143' TERM
@@ -189,7 +189,7 @@ def test_a_start_on_a_tpu_ends_what_is_left_of_its_own_run_alone(programs, tmp_p
             os.kill(process, signal.SIGKILL)
 
 
-def test_multi_gpu_without_gpus_says_so(programs):
+def test_multi_gpu_without_gpus_is_refused(programs):
     ended = run('multi_gpu.sh', '--config', 'configs/shapes.py', env=programs())
     assert ended.returncode == 1
     assert 'error: JAX sees no GPU' in ended.stderr

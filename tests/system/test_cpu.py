@@ -1,4 +1,4 @@
-"""The settings of a process that trains on a CPU, each seen in a process of its own."""
+"""The settings of a process that trains on a CPU, each in its own process."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ x, kernel = jnp.ones((4, 32, 32, 64)), jnp.ones((3, 3, 64, 64))
 print(jax.jit(convolve).lower(x, kernel).compile().as_text())
 """
 
-# Page faults of rounds of 96 MB, written to in pieces and given back: before and after.
+# Page faults while 96 MB are allocated and freed repeatedly, before and after the setting.
 MEMORY = """
 import resource
 import numpy as np
@@ -39,7 +39,7 @@ faults()
 print(faults())
 """
 
-# Kilobytes of 64 MB of malloc that are in large pages.
+# Kilobytes in large pages after 64 MB are allocated.
 LARGE_PAGES = """
 import ctypes, re
 from pathlib import Path
@@ -89,7 +89,7 @@ def run(code: str, **environment: str) -> str:
 
 @pytest.mark.skipif(
     jaxlib.version.__version_info__[:2] not in cpu._SLOW_CONVOLUTIONS,
-    reason='in other versions that library is no slower, or not there',
+    reason='other versions have no slower library',
 )
 def test_convolutions_are_not_handed_to_the_slower_library():
     program = run(CONVOLUTION)
@@ -97,7 +97,7 @@ def test_convolutions_are_not_handed_to_the_slower_library():
     assert 'ynn' not in program
 
 
-def test_flags_of_the_user_have_the_last_word():
+def test_flags_of_the_user_come_last():
     code = (
         'import os; from sagan_jax.system import cpu; cpu.prepare(); print(os.environ["XLA_FLAGS"])'
     )
@@ -115,12 +115,12 @@ where_large_pages_are_offered = pytest.mark.skipif(
     platform.libc_ver()[0] != 'glibc'
     or not OFFERED.exists()
     or '[madvise]' not in OFFERED.read_text(),
-    reason='the system has no large pages to ask for',
+    reason='the system does not offer large pages',
 )
 
 
 @where_large_pages_are_offered
-def test_memory_comes_in_large_pages_unless_the_user_says_no():
+def test_memory_is_in_large_pages_unless_the_user_declines():
     asked, *refused = (
         int(run(LARGE_PAGES, **{'GLIBC_TUNABLES': ''} | environment))
         for environment in (

@@ -1,4 +1,4 @@
-"""Curves as SVG: what stands where."""
+"""Charts as SVG: axes, lines and values."""
 
 import xml.etree.ElementTree
 
@@ -13,7 +13,7 @@ def svg(title, curves, logarithmic=False):
     return xml.etree.ElementTree.fromstring(chart.strip())
 
 
-def test_the_mean_of_curves_goes_as_far_as_all_of_them():
+def test_the_mean_covers_the_steps_that_all_runs_have():
     curve = charts.Curve('feat16', [[(10, 4.0), (20, 2.0), (30, 1.0)], [(10, 6.0), (20, 4.0)]], 0)
     assert curve.mean == [(10, 5.0), (20, 3.0)]
     assert charts.Curve('feat16', [], 0).mean == []
@@ -44,8 +44,8 @@ def test_axes(values, logarithmic, labels):
         assert chart.top <= y <= chart.bottom
 
 
-def test_the_values_beside_the_lines():
-    """What is shown under the pointer, and a chart of a single step."""
+def test_values_for_the_pointer():
+    """The values under the pointer, also in a chart of a single step."""
     group = svg('a', [charts.Curve('x', [[(0, 1.23456), (200, -3e-7)]], 0)]).find('g')
     assert group.get('data-values') == '0:1.235 200:-3e-07'
     assert len(group.find('polyline').get('points').split()) == 2
@@ -53,7 +53,7 @@ def test_the_values_beside_the_lines():
     assert first.find('g').get('data-values') == '0:1'
 
 
-def test_the_mean_is_drawn_above_the_runs_that_it_is_of():
+def test_the_mean_is_drawn_above_its_runs():
     curve = charts.Curve('x', [[(0, 1.0), (1, 2.0)], [(0, 3.0)], [(0, 5.0)]], 12)
     *thin, thick = svg('a', [curve]).find('g').findall('polyline')
     assert [len(line.get('points').split()) for line in thin] == [2, 1, 1]

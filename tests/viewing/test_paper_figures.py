@@ -1,4 +1,4 @@
-"""The figures of a run: what they show, and what is refused."""
+"""The figures of a run: their contents, and refused requests."""
 
 import jax
 import numpy as np
@@ -62,12 +62,12 @@ def test_chosen_classes_and_points(run):
         ((['attention'], [], [(3, 32)]), r'point \(3, 32\) lies outside the 32×32 pixels'),
     ],
 )
-def test_mistakes(run, arguments, message):
+def test_invalid_arguments_are_refused(run, arguments, message):
     with pytest.raises(UserError, match=message):
         illustrate(*run, 'newest', *arguments)
 
 
-def test_figures_are_of_one_checkpoint(run):
+def test_several_checkpoints_are_refused(run):
     with pytest.raises(UserError, match='choose newest, best or a step'):
         illustrate(*run, 'all', ['classes'])
 
@@ -87,14 +87,14 @@ def test_networks_without_attention(folder, tmp_path, overrides):
 
 @pytest.fixture(scope='module')
 def maps():
-    """A discriminator's weights over a hand-made picture, and over its columns turned about."""
+    """A discriminator's attention over a hand-made image, and over its mirror image."""
     config = tiny.config(model__attention_pooling=False)
     discriminator = models.create(config)[1]
     params = jax.jit(discriminator.init)(jax.random.key(0))['params']
-    picture = np.full((1, 32, 32, 3), -0.5, np.float32)
-    picture[:, 8:20, 4:12] = (0.9, -0.2, 0.3)
-    both = np.concatenate([picture, picture[:, :, ::-1]])
-    # Kernels that are alike on both sides treat both pictures alike.
+    image = np.full((1, 32, 32, 3), -0.5, np.float32)
+    image[:, 8:20, 4:12] = (0.9, -0.2, 0.3)
+    both = np.concatenate([image, image[:, :, ::-1]])
+    # Symmetric kernels treat both images alike.
     params = jax.tree.map(lambda k: (k + k[:, ::-1]) / 2 if k.ndim == 4 else k, params)
     labels = np.zeros(2, np.int32)
     return discriminator.attention({'params': params, 'batch_stats': {}}, both, labels)
@@ -106,13 +106,13 @@ def test_weights_sum_to_one_over_the_keys(maps):
     np.testing.assert_allclose(np.asarray(maps[16]).sum(-1), 1, rtol=1e-5)
 
 
-def test_turning_the_columns_about_turns_the_map_about(maps):
+def test_a_mirrored_image_has_a_mirrored_map(maps):
     weights = np.asarray(maps[16]).reshape(2, 16, 16, 16, 16)
     np.testing.assert_allclose(weights[1], weights[0][:, ::-1, :, ::-1], rtol=1e-4, atol=1e-7)
     assert np.abs(weights[1] - weights[0]).max() > 1e-3
 
 
-def test_pooled_keys_are_a_quarter():
+def test_pooling_leaves_a_quarter_of_the_keys():
     generator, _ = models.create(tiny.config(model__attention_query_block=64))
     variables = jax.jit(generator.init)(jax.random.key(0))
     z, labels = np.ones((3, 8), np.float32), np.zeros(3, np.int32)
@@ -134,7 +134,7 @@ def test_arrows_point_at_the_peaks():
     assert peaks == [(1, 1), (6, 5)]  # (1, 2) is next to a higher one, (7, 0) too low
 
 
-def test_curves_of_a_run_that_was_killed_while_it_wrote(run):
+def test_curves_of_a_run_killed_while_writing(run):
     config, workdir = run
     path = workdir / 'metrics.jsonl'
     before = path.read_bytes()

@@ -1,13 +1,13 @@
-"""Titles of scores, and protocols in words: what several scores share is said once."""
+"""Titles of scores, and protocols in words: shared keys appear once."""
 
 from sagan_jax.viewing import protocols
 
 
-def test_only_names_that_occur_several_times_have_numbers():
+def test_only_repeated_names_are_numbered():
     assert protocols.numbered(['fid', 'is', 'fid']) == ['fid (1)', 'is', 'fid (2)']
 
 
-def test_what_protocols_share_is_said_once():
+def test_shared_keys_appear_once():
     fid = {'name': 'fid50', 'num_fake': 50, 'features': 'inception', 'split': 'train'}
     kid = {'name': 'kid50', 'num_fake': 50, 'features': 'other', 'split': 'train', 'subsets': 9}
     share = {'name': 'share50', 'num_fake': 50}
@@ -19,7 +19,7 @@ def test_what_protocols_share_is_said_once():
     ]
 
 
-def test_one_protocol_alone_shares_nothing():
+def test_a_single_protocol_shares_nothing():
     words = [('fid', 'features sha256 012345678901')]
     assert protocols.in_words(['fid'], [{'features_sha256': '0123456789' * 6}]) == words
     assert protocols.in_words([], []) == []

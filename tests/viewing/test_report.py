@@ -1,4 +1,4 @@
-"""The report of a run: one file, safe to open, whatever the run lacks."""
+"""The report of a run: self-contained, escaped, and complete without optional files."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ ROW = {'step': 0, 'num_fake': 50, 'num_real': 36, 'split': 'train', 'seed': 0, '
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would find: tags with their attributes, and the text outside of scripts."""
+    """The tags of a page with their attributes, and its text outside scripts and styles."""
 
     def __init__(self, text):
         super().__init__()
@@ -59,7 +59,7 @@ def read(workdir, **kwargs):
     return Page(report.html(workdir, **kwargs))
 
 
-def picture(step):
+def random_images(step):
     rng = np.random.default_rng(step)
     return rng.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
 
@@ -83,8 +83,8 @@ def finished(tmp_path_factory):
     (workdir / 'metrics.jsonl').write_text(text + '{"step": 5005, "gener')
     for step in range(0, 6000, 200):
         path = workdir / 'samples' / f'{step:06d}.png'
-        save_png(path, image_grid(picture(step), 10))
-    save_png(workdir / 'samples' / 'reals.png', image_grid(picture(1), 10))
+        save_png(path, image_grid(random_images(step), 10))
+    save_png(workdir / 'samples' / 'reals.png', image_grid(random_images(1), 10))
     for step in (1000, 2000, 5000):
         row = ROW | {'step': step, 'resize': 'tf1'}
         fid = row | {'name': 'fid50_train', 'value': step / 70, 'features': 'inception'}
@@ -107,7 +107,7 @@ def test_sections(finished):
     assert 'evaluation.batch_size' in page.text  # of the whole configuration
 
 
-def test_it_needs_no_other_file(finished):
+def test_the_report_is_self_contained(finished):
     report.write(finished)
     text = (finished / 'report.html').read_text()
     page = Page(text)
@@ -133,7 +133,7 @@ def test_it_needs_no_other_file(finished):
     assert 'prefers-color-scheme: dark' in text
 
 
-def test_what_is_named_is_no_html(finished, tmp_path):
+def test_names_are_escaped(finished, tmp_path):
     """Names of the run, its data, classes, metrics and scores, and the configuration stay text."""
     workdir = tmp_path / HOSTILE
     shutil.copytree(finished, workdir)
@@ -149,13 +149,13 @@ def test_what_is_named_is_no_html(finished, tmp_path):
     assert page.all('b') == page.all('i') == []
     for text in (*NAMES, '<b>other</b>', f'trained on {HOSTILE}: images', json.dumps(HOSTILE)):
         assert text in page.text
-    assert page.text.count(HOSTILE) == 5  # of the run and the metric twice, of the data once
+    assert page.text.count(HOSTILE) == 5  # the run and the metric twice, the data once
     assert f'{NAMES[0]}, samples' in [image['alt'] for image in page.all('img')]
     assert f'{HOSTILE} over steps' in [svg.get('aria-label') for svg in page.all('svg')]
     assert not any(name.startswith('on') for _, found in page.tags for name in found)
 
 
-def test_sliders_and_curves_of_a_long_run_are_thinned_out(finished):
+def test_a_long_run_shows_a_subset_of_grids_and_points(finished):
     page = read(finished)
     steps = [tag for tag in page.all('img') if tag['alt'].startswith('step ')]
     assert len(steps) == 24
@@ -171,13 +171,13 @@ def test_sliders_and_curves_of_a_long_run_are_thinned_out(finished):
 
 def test_writing_a_long_run_takes_less_than_a_second(finished):
     report.write(finished)
-    since = time.process_time()  # whatever else the machine does
+    since = time.process_time()  # not affected by load
     report.write(finished)
     assert time.process_time() - since < 1
     assert (finished / 'report.html').stat().st_size < 5e6
 
 
-def test_an_accent_for_each_network(finished):
+def test_each_network_has_a_colour(finished):
     text = report.html(finished)
     shown = dict(re.findall(r'<title>([^<]+)</title>\s*<polyline [^>]*stroke="([^"]+)"', text))
     blue, red = charts.COLOURS[:2]
@@ -186,7 +186,7 @@ def test_an_accent_for_each_network(finished):
     assert re.search(r'<title>generator 16</title>\s*<polyline [^>]*stroke-dasharray', text)
 
 
-def test_scores_stand_with_their_protocols(finished):
+def test_scores_and_their_protocols(finished):
     page = read(finished)
     for part in ('fid50_train (1)', 'fid50_train (2)', '0.5 ± 0.12', '0.75'):
         assert part in page.text
@@ -194,7 +194,7 @@ def test_scores_stand_with_their_protocols(finished):
     assert 'fid50_train (2)features <b>other</b>' in page.text
     titles = re.findall(r'class="title">([^<]+)<', report.html(finished))
     assert titles[:2] == ['fid50_train (1)', 'class_share50']  # the third was measured once
-    assert 'fid50_train' not in titles  # nor stand scores among the metrics
+    assert 'fid50_train' not in titles  # and metrics contain no scores
 
 
 def test_rows_of_classes(finished):
@@ -208,7 +208,7 @@ def test_attention_maps(finished, tmp_path):
     assert '--mode figures' in read(finished).text
     workdir = tmp_path / 'run'
     shutil.copytree(finished, workdir)
-    save_png(workdir / 'figures' / 'attention_generator.png', picture(0)[0])
+    save_png(workdir / 'figures' / 'attention_generator.png', random_images(0)[0])
     page = read(workdir)
     assert '--mode figures' not in page.text
     assert 'generator' in [image['alt'] for image in page.all('img')]
@@ -219,7 +219,7 @@ def test_attention_maps(finished, tmp_path):
 
 
 @pytest.mark.parametrize('conditioning', ['none', 'projection'])
-def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
+def test_a_run_that_has_just_begun(conditioning, tmp_path):
     config = tiny.config(model__conditioning=conditioning)
     with pytest.raises(UserError, match='There is no run in'):
         report.write(tmp_path)
@@ -228,7 +228,7 @@ def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
     page = read(tmp_path)
     for part in ('Step 0 of 4', 'No samples yet', 'No scores yet', 'Too few steps'):
         assert part in page.text
-    grid = image_grid(picture(0)[: 10 if conditioning == 'none' else 30], 10)
+    grid = image_grid(random_images(0)[: 10 if conditioning == 'none' else 30], 10)
     save_png(tmp_path / 'samples' / '000000.png', grid)
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "generator_loss": NaN}\n')
     page = read(tmp_path)
@@ -236,12 +236,12 @@ def test_a_run_that_has_hardly_begun(conditioning, tmp_path):
     assert ('Classes' in page.text) == (conditioning == 'projection')
 
 
-def test_a_million_steps_come_after_fewer(tmp_path):
+def test_steps_are_sorted_by_number(tmp_path):
     RunFolder(tmp_path).write_record(
         provenance.record(tiny.config(num_train_steps=1_000_000)) | {'data': {}}
     )
     for step in (1_000_000, 250_000, 0):
-        grid = image_grid(picture(step), 10)
+        grid = image_grid(random_images(step), 10)
         save_png(tmp_path / 'samples' / f'{step:06d}.png', grid)
         evaluate.write(
             RunFolder(tmp_path), step, [ROW | {'step': step, 'name': 'fid50_train', 'value': 1.0}]
@@ -252,12 +252,12 @@ def test_a_million_steps_come_after_fewer(tmp_path):
     assert 'fid50_train' + '1' + '1,000,000' in page.text  # the cells of name, value and step
 
 
-def test_a_template_shows_nothing_that_is_missing():
+def test_a_missing_value_is_an_error():
     with pytest.raises(jinja2.UndefinedError):
         page.render('run.html', served=False)
 
 
-def test_nothing_but_style_and_scripts_is_taken_for_html():
+def test_all_but_style_and_scripts_is_escaped():
     templates = Path(page.__file__).parent / 'templates'
     trusted = {
         path.name: re.findall(r'\{\{ (.*?)\|\s*safe\b|\{% (autoescape false)', path.read_text())
@@ -270,7 +270,7 @@ def test_nothing_but_style_and_scripts_is_taken_for_html():
     assert 'Markup' not in Path(page.__file__).read_text()
 
 
-def test_a_served_report_follows_its_run(finished):
+def test_a_served_report_updates_itself(finished):
     text = report.html(finished, served=True)
     assert "connect-src 'self'" in text
     assert 'setInterval' in text

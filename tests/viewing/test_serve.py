@@ -1,4 +1,4 @@
-"""A run in the browser: answers, errors in one sentence, hosts that are refused, many at once."""
+"""The server of a run: answers, errors in one sentence, refused hosts, concurrent requests."""
 
 import base64
 import concurrent.futures
@@ -37,7 +37,7 @@ def model(trained_workdir):
 
 @pytest.fixture(scope='module')
 def port(trained_workdir, tmp_path_factory):
-    """Of a server of a copy, into which nobody draws what nobody should."""
+    """The port of a server of a copy of the run."""
     workdir = tmp_path_factory.mktemp('served') / 'run'
     shutil.copytree(trained_workdir, workdir)
     with serve.create_server(workdir, '127.0.0.1', 0) as server:
@@ -67,10 +67,10 @@ def pixels(uri):
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-# ---- What is drawn. ----------------------------------------------------------------------------
+# ---- Drawings. ---------------------------------------------------------------------------------
 
 
-def test_samples_are_the_models_own(port, model):
+def test_samples_equal_those_of_the_model(port, model):
     for asked, classes, seed in (
         ({'class': 'class1', 'seed': 5}, ['class1'] * 18, 5),
         ({'class': '', 'seed': ''}, [f'class{i % 3}' for i in range(18)], 0),
@@ -83,7 +83,7 @@ def test_samples_are_the_models_own(port, model):
         assert np.abs(images.astype(int) - expected).max() <= 1
 
 
-def test_the_map_of_a_pixel_is_that_of_its_query(port, model):
+def test_the_map_of_a_pixel_equals_that_of_its_query(port, model):
     generator, _ = models.create(model.config)
     z, label = model.noise(6, seed=3)[5:], np.array([2], np.int32)
     maps = jax.jit(generator.attention)(model.generator, z, label)
@@ -100,10 +100,10 @@ def test_the_map_of_a_pixel_is_that_of_its_query(port, model):
             np.testing.assert_allclose(np.ravel(each['weights']), expected, atol=1e-6)
             assert len(each['weights']) == len(each['weights'][0])
         rows.append(found[-1]['weights'])
-    assert np.abs(np.array(rows[0]) - rows[1]).max() > 1e-4  # or any row would pass
+    assert np.abs(np.array(rows[0]) - rows[1]).max() > 1e-4  # different pixels have different maps
 
 
-def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
+def test_a_newer_checkpoint_is_used(trained_workdir, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(trained_workdir, workdir)
     shutil.move(workdir / 'checkpoints' / '7', tmp_path / 'later')
@@ -121,7 +121,7 @@ def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
     assert json.loads(answer('localhost', '/samples?n=1').body)['step'] == 9
 
 
-# ---- Mistakes. ---------------------------------------------------------------------------------
+# ---- Errors. -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_newer_checkpoint_is_drawn_from(trained_workdir, tmp_path):
         ('class=%ff', 'This query cannot be read'),
     ],
 )
-def test_mistakes_are_answered_in_one_sentence(port, query, sentence):
+def test_invalid_queries_are_answered_in_one_sentence(port, query, sentence):
     status, headers, body = get(port, f'/samples?{query}')
     text = body.decode()
     assert status == 400
@@ -160,7 +160,7 @@ def test_mistakes_are_answered_in_one_sentence(port, query, sentence):
 
 
 @pytest.mark.parametrize('query', ['row=32', 'column=-1', 'number=64', 'step=x', 'n=3', 'class=x'])
-def test_mistakes_about_pixels(port, query):
+def test_invalid_pixels(port, query):
     status, _, body = get(port, f'/attention?{query}')
     assert status == 400
     assert query.split('=')[0].encode() in body
@@ -176,13 +176,13 @@ def test_other_paths_methods_and_hosts(port):
         assert get(port, '/draw', Host=host)[0] == 200
 
 
-def test_a_server_for_others_has_any_name(trained_workdir):
+def test_a_public_server_answers_under_any_name(trained_workdir):
     assert (
         answers.create_answers(trained_workdir, local=False)('evil.example', '/draw').status == 200
     )
 
 
-def test_mistakes_at_the_start(trained_workdir, tmp_path, port):
+def test_a_missing_run_or_a_used_port_is_refused(trained_workdir, tmp_path, port):
     with pytest.raises(UserError, match='There is no run in'):
         serve.create_server(tmp_path, '127.0.0.1', 0)
     with pytest.raises(UserError, match=f'Port {port} on 127.0.0.1 is unavailable'):
@@ -191,18 +191,18 @@ def test_mistakes_at_the_start(trained_workdir, tmp_path, port):
         serve.create_server(trained_workdir, 'no such host', 0)
 
 
-# ---- Many at once. -----------------------------------------------------------------------------
+# ---- Concurrent requests. ----------------------------------------------------------------------
 
 
-def test_two_hundred_at_once_are_all_answered(port):
+def test_two_hundred_concurrent_requests_are_answered(port):
     paths = ['/', '/draw', '/samples?n=1', '/attention?row=3', '/samples?n=0'] * 40
     with concurrent.futures.ThreadPoolExecutor(len(paths)) as pool:
         statuses = list(pool.map(lambda path: get(port, path)[0], paths))
     assert statuses == [200, 200, 200, 200, 400] * 40
 
 
-def test_pages_and_mistakes_wait_for_no_drawing(trained_workdir, monkeypatch):
-    """While the device is held by one, others see pages, and drawings are refused in time."""
+def test_pages_and_errors_do_not_wait_for_the_device(trained_workdir, monkeypatch):
+    """While one request holds the device, pages are served and drawings are refused in time."""
     monkeypatch.setattr(requests, '_MAX_WAIT', 0.2)
     monkeypatch.setattr(requests, '_MAX_WAITING', 2)
     entered, leave = threading.Event(), threading.Event()
@@ -237,7 +237,7 @@ def test_pages_and_mistakes_wait_for_no_drawing(trained_workdir, monkeypatch):
 # ---- Pages. ------------------------------------------------------------------------------------
 
 
-def test_a_page_comes_again_only_when_it_changed(port):
+def test_an_unchanged_page_is_not_sent_again(port):
     status, headers, body = get(port, '/')
     assert (status, b'setInterval' in body) == (200, True)
     again = get(port, '/', **{'If-None-Match': headers['ETag']})
@@ -254,7 +254,7 @@ def test_policies(port):
     assert options == ['all in turn', 'class0', 'class1', 'class2']
 
 
-def test_names_on_the_draw_page_are_no_html(trained_workdir, tmp_path):
+def test_names_on_the_draw_page_are_escaped(trained_workdir, tmp_path):
     workdir = tmp_path / '<b>run & "x"'
     names = ['</option><script>alert(1)</script>', '" onload="alert(1)', "a & 'b'"]
     RunFolder(workdir).write_record(
@@ -274,11 +274,11 @@ def test_names_on_the_draw_page_are_no_html(trained_workdir, tmp_path):
     assert Page(answer('localhost', '/draw').body.decode()).all('select') == []
 
 
-MADE = ('img', '.chosen')  # by draw.js
+MADE = ('img', '.chosen')  # created by draw.js
 
 
-def test_scripts_find_what_they_look_for(trained_workdir, tmp_path):
-    """Each of their selectors matches something of their page."""
+def test_selectors_of_scripts_match_their_page(trained_workdir, tmp_path):
+    """Every selector of a script matches an element of its page."""
     workdir = tmp_path / 'run'
     shutil.copytree(trained_workdir, workdir)
     (workdir / 'samples').mkdir()
@@ -297,7 +297,7 @@ def test_scripts_find_what_they_look_for(trained_workdir, tmp_path):
 
 
 def matches(selector, tag, attributes):
-    """Whether a tag is what a selector such as 'a', '.b', 'c[d=e]' or 'f:last-of-type' says."""
+    """Whether a selector such as 'a', '.b', 'c[d=e]' or 'f:last-of-type' matches a tag."""
     name, kind, key, value = re.fullmatch(
         r'(\w*)(?:\.(\w+))?(?:\[(\w+)="?(\w+)"?\])?(?::last-of-type)?', selector
     ).groups()
@@ -308,7 +308,7 @@ def matches(selector, tag, attributes):
     )
 
 
-def test_the_command_line_and_its_end(trained_workdir):
+def test_the_command_line_serves_until_interrupted(trained_workdir):
     root = str(Path(__file__).parents[2])
     flags = ['--mode', 'serve', '--workdir', str(trained_workdir), '--port', '0']
     process = subprocess.Popen(

@@ -1,9 +1,8 @@
-"""launch.sweep with a trainer of no networks: python tests/launch/sweep/fake_sweep.py --config …
+"""launch.sweep with a trainer without networks: python tests/launch/sweep/fake_sweep.py --config …
 
-The trainer counts to STEPS and scrambles a number at each step, so that a run which lost or
-repeated a step ends with another number. It leaves in the workdir what the real one does. The
-variable FAIL names a run that ends in an error, SLOW and SLOW_SCORES say how many seconds a step
-and scoring take.
+The trainer counts to STEPS and scrambles a number at each step, so a run that lost or repeated a
+step ends with another number. It writes the files of the real trainer. The variable FAIL names a
+run that fails; SLOW and SLOW_SCORES are the seconds of a step and of scoring.
 """
 
 import json
@@ -29,7 +28,7 @@ def row(name, num_fake, value, **rest):
 
 def train(name, folder):
     print('devices        1 × abacus')
-    note_who_is_alive(folder)
+    record_process(folder)
     (folder / 'config.json').write_text(
         json.dumps(
             {'config': {'num_train_steps': STEPS, 'batch_size': 8, 'discriminator_steps': 1}}
@@ -59,7 +58,7 @@ def train(name, folder):
 
 
 def evaluate(name, folder):
-    note_who_is_alive(folder)
+    record_process(folder)
     time.sleep(float(os.environ.get('SLOW_SCORES', 0)))
     state = int((folder / 'checkpoints' / str(STEPS) / 'state').read_text())
     rows = json.loads((folder / 'evaluation' / f'{STEPS:06d}.json').read_text())[:1]
@@ -72,8 +71,8 @@ def write_rows(folder, step, rows):
     path.write_text(json.dumps(rows))
 
 
-def note_who_is_alive(folder):
-    """Writes down this process, and 'overlap' if one before it is still alive."""
+def record_process(folder):
+    """Records this process, and 'overlap' if an earlier one is still alive."""
     path = folder / 'processes'
     for line in path.read_text().split() if path.exists() else ():
         if line.isdecimal() and is_alive(int(line)):
@@ -86,7 +85,7 @@ def is_alive(pid):
         status = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2]
     except FileNotFoundError:
         return False
-    return status.split()[0] != 'Z'  # dead, though nobody asked
+    return status.split()[0] != 'Z'  # a zombie has ended
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Sweeps: killed and started again, shared out, refused, and told from their folders alone."""
+"""Sweeps: killed and resumed, shared, refused; states are read from the folders alone."""
 
 import json
 import os
@@ -86,14 +86,14 @@ def table(workdir):
 
 @pytest.fixture(scope='module')
 def alone(config, tmp_path_factory):
-    """A sweep of four runs that was left alone."""
+    """An undisturbed sweep of four runs."""
     workdir = tmp_path_factory.mktemp('alone')
     out = finish(start(config, workdir))
     assert '4 of 4 runs finished' in out
     return workdir
 
 
-# ---- Runs, whatever happens to them. -----------------------------------------------------------
+# ---- Finished and interrupted runs. ------------------------------------------------------------
 
 
 def test_every_run_is_trained_and_scored_once(alone):
@@ -111,13 +111,13 @@ def test_every_run_is_trained_and_scored_once(alone):
     assert len(set(values)) == 4
 
 
-def test_what_is_done_is_left_alone(config, alone):
+def test_finished_runs_are_skipped(config, alone):
     before = [processes(run) for run in all_runs(alone)]
     assert '4 of 4 runs finished, 0 in progress' in finish(start(config, alone))
     assert [processes(run) for run in all_runs(alone)] == before
 
 
-def test_killed_with_its_runs_and_started_again(config, alone, tmp_path):
+def test_a_sweep_killed_with_its_runs_resumes(config, alone, tmp_path):
     victim = start(config, tmp_path, '--jobs', '2', SLOW='0.3')
     wait_for(lambda: any(tmp_path.glob('*/seed0/checkpoints/2')), victim)
     orphans = [int(processes(run)[-1]) for run in all_runs(tmp_path, (0,))]
@@ -141,7 +141,7 @@ def test_a_run_whose_sweep_was_killed_is_waited_for(config, alone, tmp_path):
     assert states(tmp_path)[0] == 'training'
     orphan = int(processes(all_runs(tmp_path)[0])[0])
     follower = start(config, tmp_path)
-    # On this machine it is the one job that there may be.
+    # On this machine the orphan takes the only job.
     wait_for(lambda: (tmp_path / 'feat16' / 'seed0' / 'processes').exists(), follower)
     assert not fake_sweep.is_alive(orphan)
     finish(follower)
@@ -150,7 +150,7 @@ def test_a_run_whose_sweep_was_killed_is_waited_for(config, alone, tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_is_ended_takes_its_runs_with_it(config, tmp_path, number):
+def test_an_interrupted_sweep_interrupts_its_runs(config, tmp_path, number):
     process = start(config, tmp_path, '--jobs', '2', SLOW='30')
     wait_for(lambda: states(tmp_path)[:2] == ['training'] * 2, process)
     wait_for(lambda: all((run.folder / 'processes').exists() for run in all_runs(tmp_path, (0,))))
@@ -193,7 +193,7 @@ def test_a_run_that_fails(config, alone, tmp_path):
     assert table(tmp_path) == table(alone)
 
 
-def test_scoring_is_left_out_and_made_up_for(config, alone, tmp_path):
+def test_scoring_is_skipped_and_done_later(config, alone, tmp_path):
     finish(start(config, tmp_path, '--noevaluate'))
     assert states(tmp_path) == ['trained'] * 4
     assert all(len(processes(run)) == 1 for run in all_runs(tmp_path))
@@ -210,11 +210,11 @@ def test_killed_while_scoring(config, alone, tmp_path):
     finish(process, 128 + signal.SIGTERM)
     assert states(tmp_path) == ['trained', 'waiting', 'waiting', 'waiting']
     finish(start(config, tmp_path))
-    assert len(processes(run)) == 3  # scored again, and not trained
+    assert len(processes(run)) == 3  # scored again, not trained
     assert table(tmp_path) == table(alone)
 
 
-# ---- What is asked for. ------------------------------------------------------------------------
+# ---- The command line. -------------------------------------------------------------------------
 
 
 def test_list_does_nothing(config, alone, tmp_path):
@@ -270,7 +270,7 @@ def test_seeds_are_added_but_a_changed_configuration_is_refused(config, tmp_path
         (['--config', 'configs/shapes.py:feat8'], ['--config configs/shapes.py', 'colon']),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(config, tmp_path, flags, parts):
+def test_invalid_flags_are_refused_in_one_sentence(config, tmp_path, flags, parts):
     error = finish(start(config, tmp_path / 'new', *flags), status=2)
     assert error.startswith('error: ')
     assert error.endswith('.\n')
@@ -280,8 +280,8 @@ def test_mistakes_are_told_in_one_sentence(config, tmp_path, flags, parts):
     assert not (tmp_path / 'new').exists()
 
 
-def test_free_keys_are_free_in_a_run_as_well():
-    """A sweep must not let through what the trainer would refuse."""
+def test_free_keys_are_free_in_a_run_too():
+    """A sweep must refuse what the trainer would refuse."""
     for key in sweep.FREE_KEYS:
         assert key in provenance.FREE_KEYS or key.startswith(provenance.FREE_SECTIONS)
 
@@ -289,7 +289,7 @@ def test_free_keys_are_free_in_a_run_as_well():
 # ---- With the real trainer. --------------------------------------------------------------------
 
 
-def test_the_real_trainer_is_asked(config, tmp_path):
+def test_the_real_trainer_is_started(config, tmp_path):
     nowhere = ('--config.dataset.name=image_folder', '--config.dataset.source_dir=/nowhere')
     flags = ('--variants', 'feat16', '--seeds', '3', *nowhere)
     finish(start(config, tmp_path, *flags, program=('-m', 'launch.sweep')), status=1)
@@ -301,8 +301,8 @@ def test_the_real_trainer_is_asked(config, tmp_path):
     assert f'--mode train --config {config}:feat16 --config.seed=3 ' in log
 
 
-def test_the_command_is_what_was_resolved(config):
-    """The overrides as they are handed on say what they said on the command line."""
+def test_the_command_resolves_to_the_same_configuration(config):
+    """Overrides keep their meaning when a sweep passes them to a run."""
     overrides = ['--config.model.generator_attention=(8, 16)', '--config.dataset.flip=True']
     run = Run('no_attention', 5, Path('sweep'))
     command = sweep.create_command(str(config), overrides)(run, 'evaluate')
