@@ -204,7 +204,7 @@ class RunFolder:
             start = max(0, file.seek(0, 2) - tail) if tail else 0
             file.seek(start)
             lines = file.read().split(b'\n')[1 if start else 0 :]  # the first may be cut
-        found: dict[int, dict[str, float]] = {}
+        found: dict[float, dict[str, float]] = {}
         for values in filter(None, map(parse_metrics, lines)):
             found.setdefault(values['step'], {}).update(values)
         return [found[step] for step in sorted(found)]
