@@ -6,6 +6,7 @@ from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
@@ -53,8 +54,12 @@ def unreadable(found: Sequence[UnreadableImage]) -> UserError:
 def read(path: str | os.PathLike) -> np.ndarray:
     """Decodes an image file as uint8 RGB [H, W, 3], see `upright_rgb`.
 
-    Takes the first frame of an animation. Raises UnreadableImage if the file cannot be decoded in
-    full.
+    Takes the first frame of an animation.
+
+    Raises:
+      UnreadableImage: if the file ends before its last pixel, its decoder reports an error, or its
+        values are not supported. Other damage is not noticed: JPEG and most other formats have no
+        checksum of their pixels, so that a damaged file may decode to other pixels.
     """
     return _read(path, upright_rgb)
 
@@ -97,15 +102,33 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB: applies the EXIF orientation, composites transparency on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'):  # 16-bit grey, which Pillow would clip instead of scale
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert('RGB')
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        background = Image.new('RGBA', image.size, 'white')
-        return Image.alpha_composite(background, image).convert('RGB')
-    return image.convert('RGB')
+    """Converts an image to RGB: applies the EXIF orientation, composites transparency on white.
+
+    Scales 16-bit grey, and floating-point grey from 0 to 1, to 8 bits. 16-bit colour keeps its
+    upper 8 bits. Does not apply colour profiles. Raises ValueError for other values.
+    """
+    stored = _stored_as(image)  # not known after loading
+    transparent = image.info.get('transparency')
+    if transparent is not None and stored == 'RGB;16B':
+        raise ValueError('transparency of one 16-bit colour is not supported')
+    upright = ImageOps.exif_transpose(image)
+    if image.mode.startswith(('I', 'F')):  # Pillow would clip instead of scale
+        grey = np.asarray(upright)
+        result = _eight_bits(grey, *_black_and_white(image))
+        if transparent is not None:
+            result = np.where(grey == transparent, np.uint8(255), result)
+        return Image.fromarray(result).convert('RGB')
+    if image.mode in ('1', 'L') and isinstance(transparent, int):
+        # Pillow scales grey of fewer than 8 bits, but not the value that is transparent.
+        white = {'1': 1, 'L;2': 3, 'L;4': 15}.get(stored, 255)
+        grey = np.asarray(upright.convert('L'))
+        mask = grey == min(transparent, white) * (255 // white)
+        return Image.fromarray(np.where(mask, np.uint8(255), grey)).convert('RGB')
+    if upright.has_transparency_data:
+        upright = upright.convert('RGBA')
+        background = Image.new('RGBA', upright.size, 'white')
+        return Image.alpha_composite(background, upright).convert('RGB')
+    return upright.convert('RGB')
 
 
 def image_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
@@ -138,6 +161,33 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary, format='PNG')
 
 
-def _eight_bits(grey: np.ndarray) -> np.ndarray:
-    """Scales 0 … 65535 to 0 … 255, rounded to the nearest."""
-    return ((np.clip(grey, 0, 65535).astype(np.int64) * 2 + 257) // 514).astype(np.uint8)
+def _stored_as(image: Image.Image) -> str:
+    """Pillow's name for how pixels are stored in the file, such as 'RGB;16B'; '' in memory."""
+    tiles = getattr(image, 'tile', None)
+    args = tiles[0][3] if tiles else ''
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _black_and_white(image: Image.Image) -> tuple[float, float]:
+    """The values of black and of white in an image with one deep channel."""
+    black, white = 0.0, 1.0 if image.mode == 'F' else 65535.0
+    if isinstance(image, TiffImageFile):
+        if image.mode == 'I':
+            raise ValueError('TIFF with signed or 32-bit integers is not supported')
+        if image.tag_v2.get(BITSPERSAMPLE) == (12,):
+            white = 4095.0
+        if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+            black, white = white, black
+    return black, white
+
+
+def _eight_bits(grey: np.ndarray, black: float, white: float) -> np.ndarray:
+    """Scales black … white to 0 … 255, rounded to the nearest. Raises ValueError outside."""
+    grey = grey.astype(np.float64)
+    low, high = grey.min(), grey.max()
+    if not min(black, white) <= low <= high <= max(black, white):
+        raise ValueError(
+            f'values from {low:g} to {high:g}, but only {min(black, white):g} to '
+            f'{max(black, white):g} is supported'
+        )
+    return np.floor((grey - black) / (white - black) * 255 + 0.5).astype(np.uint8)

@@ -124,13 +124,6 @@ def test_every_name_is_used_or_named_or_one_that_is_ignored(tmp_path_factory, dr
         assert line.isprintable()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may read every folder')
-def test_a_folder_without_permission_is_named(tmp_path):
-    (tmp_path / 'closed').mkdir(mode=0)
-    with pytest.raises(UserError, match=f'Cannot read the folder {tmp_path}/closed .Permission'):
-        images_below(tmp_path)
-
-
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     def fail(_):
         raise PermissionError(13, 'Permission denied')

@@ -1,4 +1,5 @@
 import ast
+import contextlib
 import io
 import struct
 import zlib
@@ -9,7 +10,15 @@ import pytest
 from PIL import EpsImagePlugin, Image, features
 
 from sagan_jax.errors import UserError
-from sagan_jax.images import SUFFIXES, image_grid, read, read_square, save_png, square
+from sagan_jax.images import (
+    SUFFIXES,
+    UnreadableImage,
+    image_grid,
+    read,
+    read_square,
+    save_png,
+    square,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,6 +178,168 @@ def test_truncated(tmp_path, noise, name, share):
         read_square(path, 32)
 
 
+# ---- Values, against files that are written here. ------------------------------------------------
+
+
+def png(pixels, bits, colour, *chunks):
+    """A PNG file of pixels [H, W, channels] with `bits` bits each, of PNG's colour type."""
+
+    def row(values):
+        if bits == 16:
+            return values.astype('>u2').tobytes()
+        binary = np.unpackbits(values.astype(np.uint8)[:, None], axis=1)
+        return np.packbits(binary[:, 8 - bits :].ravel()).tobytes()
+
+    def chunk(kind, content):
+        checksum = struct.pack('>I', zlib.crc32(kind + content))
+        return struct.pack('>I', len(content)) + kind + content + checksum
+
+    height, width, _ = pixels.shape
+    header = struct.pack('>IIBBBBB', width, height, bits, colour, 0, 0, 0)
+    rows = b''.join(b'\0' + row(values) for values in pixels.reshape(height, -1))
+    written = [(b'IHDR', header), *chunks, (b'IDAT', zlib.compress(rows)), (b'IEND', b'')]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*part) for part in written)
+
+
+def tiff(content, shape, bits, kind=1, white_is_zero=False, order='<'):
+    """An uncompressed grey TIFF file. `kind`: 1 unsigned, 2 signed, 3 floating point."""
+    height, width = shape
+    photometric = 0 if white_is_zero else 1
+    short, long = 3, 4
+    tags = [
+        *((256, short, width), (257, short, height), (258, short, bits), (259, short, 1)),
+        *((262, short, photometric), (273, long, 8 + 2 + 12 * 10 + 4), (277, short, 1)),
+        *((278, short, height), (279, long, len(content)), (339, short, kind)),
+    ]
+    file = (b'II' if order == '<' else b'MM') + struct.pack(f'{order}HIH', 42, 8, len(tags))
+    for tag, size, value in tags:
+        file += struct.pack(f'{order}HHI', tag, size, 1)
+        file += struct.pack(
+            f'{order}HH' if size == short else f'{order}I', value, *[0][: size == short]
+        )
+    return file + bytes(4) + content
+
+
+def read_bytes(tmp_path, content):
+    path = tmp_path / 'image.png'  # the suffix does not matter
+    path.write_bytes(content)
+    return read(path).astype(float)
+
+
+def on_white(colour, alpha):
+    """Values from 0 to 255 of a colour and an alpha from 0 to 1."""
+    return 255 * (colour * alpha + 1 - alpha)
+
+
+@pytest.mark.parametrize('transparent', [False, True])
+@pytest.mark.parametrize('bits', [1, 2, 4, 8, 16])
+def test_grey_png(tmp_path, bits, transparent):
+    grey = np.random.default_rng(bits).integers(0, 2**bits, (9, 13, 1))
+    chunks = [(b'tRNS', struct.pack('>H', grey[4, 5, 0]))] if transparent else []
+    expected = np.floor(grey / (2**bits - 1) * 255 + 0.5)
+    if transparent:
+        expected[grey == grey[4, 5]] = 255
+    result = read_bytes(tmp_path, png(grey, bits, 0, *chunks))
+    np.testing.assert_array_equal(result, expected.repeat(3, -1))
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize(('colour', 'channels'), [(2, 3), (6, 4), (4, 2)])
+def test_colour_and_alpha_of_png(tmp_path, bits, colour, channels):
+    pixels = np.random.default_rng(bits).integers(0, 2**bits, (9, 13, channels))
+    share = (pixels >> bits - 8) / 255  # of 16 bits the upper 8
+    alpha = share[..., -1:] if channels in (2, 4) else 1
+    expected = on_white(share[..., : 1 if channels == 2 else 3], alpha)
+    result = read_bytes(tmp_path, png(pixels, bits, colour))
+    np.testing.assert_allclose(result, np.broadcast_to(expected, (9, 13, 3)), atol=0.51)
+
+
+def test_a_transparent_colour_of_png(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 2, (9, 13, 3)) * 200
+    key = (b'tRNS', struct.pack('>HHH', 0, 200, 0))
+    expected = np.where((pixels == (0, 200, 0)).all(-1, keepdims=True), 255, pixels)
+    np.testing.assert_array_equal(read_bytes(tmp_path, png(pixels, 8, 2, key)), expected)
+    with pytest.raises(UserError, match='transparency of one 16-bit colour is not supported'):
+        read_bytes(tmp_path, png(pixels * 257, 16, 2, key))
+
+
+@pytest.mark.parametrize('alpha', ['none', 'one', 'all'])
+@pytest.mark.parametrize('bits', [1, 2, 4, 8])
+def test_palette_png(tmp_path, bits, alpha):
+    rng = np.random.default_rng(bits)
+    indices = rng.integers(0, 2**bits, (9, 13, 1))
+    palette = rng.integers(0, 256, (2**bits, 3)).astype(np.uint8)
+    alphas = np.full(2**bits, 255, np.uint8)
+    if alpha == 'one':
+        alphas[0] = 0
+    elif alpha == 'all':
+        alphas = rng.integers(0, 256, 2**bits).astype(np.uint8)
+    chunks = [(b'PLTE', palette.tobytes()), (b'tRNS', alphas.tobytes())]
+    result = read_bytes(tmp_path, png(indices, bits, 3, *chunks[: 1 if alpha == 'none' else 2]))
+    expected = on_white(palette / 255, alphas[:, None] / 255)[indices[..., 0]]
+    np.testing.assert_allclose(result, expected, atol=0.51)
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('white_is_zero', [False, True])
+def test_float_and_16_bit_tiff(tmp_path, order, white_is_zero):
+    share = np.random.default_rng(0).random((9, 13))
+    share[0, :2] = 0, 1
+    written = {
+        (16, 1): (share * 65535).round().astype(f'{order}u2'),
+        (32, 3): share.astype(f'{order}f4'),
+    }
+    for (bits, kind), values in written.items():
+        content = tiff(values.tobytes(), share.shape, bits, kind, white_is_zero, order)
+        if (bits, order, white_is_zero) == (16, '>', True):  # Pillow does not know it
+            with pytest.raises(UserError, match='Cannot read the image'):
+                read_bytes(tmp_path, content)
+            continue
+        expected = 255 * (1 - share if white_is_zero else share)
+        result = read_bytes(tmp_path, content)
+        np.testing.assert_allclose(result, expected[..., None].repeat(3, -1), atol=0.51)
+
+
+def test_twelve_bit_tiff(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (4, 6))
+    binary = np.unpackbits(values.astype('>u2').view(np.uint8).reshape(-1, 2), axis=1)
+    content = np.packbits(binary[:, 4:].ravel()).tobytes()
+    result = read_bytes(tmp_path, tiff(content, values.shape, 12))
+    np.testing.assert_allclose(result[..., 0], values / 4095 * 255, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ('values', 'kind'),
+    [
+        (np.linspace(0, 255, 20, dtype='<f4'), 3),
+        (np.linspace(-0.1, 1, 20, dtype='<f4'), 3),
+        (np.full(20, np.nan, '<f4'), 3),
+        (np.array([*[0.5] * 19, np.inf], '<f4'), 3),
+        (np.linspace(0, 1, 20, dtype='<f8'), 3),
+        (np.linspace(0, 1, 20, dtype='<f2'), 3),
+        (np.arange(20, dtype='<i2'), 2),
+        (np.arange(20, dtype='<i4'), 2),
+        (np.arange(20, dtype='<u4'), 1),
+    ],
+)
+def test_values_without_a_known_white_are_refused(tmp_path, values, kind):
+    content = tiff(values.tobytes(), (4, 5), 8 * values.itemsize, kind)
+    with pytest.raises(
+        UserError, match=r'Cannot read the image .*: replace it or remove it'
+    ) as error:
+        read_bytes(tmp_path, content)
+    if values.dtype == np.float32:
+        assert 'but only 0 to 1 is supported' in str(error.value)
+
+
+def test_pgm_of_any_maximum(tmp_path):
+    for maximum in (1, 100, 255, 256, 1000, 65535):
+        grey = np.linspace(0, maximum, 12).round().astype(int).reshape(3, 4)
+        values = grey.astype('>u2' if maximum > 255 else 'u1').tobytes()
+        result = read_bytes(tmp_path, b'P5\n4 3\n%d\n' % maximum + values)
+        np.testing.assert_allclose(result[..., 0], grey / maximum * 255, atol=0.51)
+
+
 # ---- Formats. ------------------------------------------------------------------------------------
 
 
@@ -310,6 +481,52 @@ def test_broken_files_are_read_correctly_or_named_in_the_error(tmp_path):
             with pytest.raises(UserError, match=f'Cannot read the image {path} '):
                 read_square(path, 32)
     assert count >= 200
+
+
+WRITERS = [
+    *[('PNG', {}), ('JPEG', {'quality': 90}), ('JPEG', {'quality': 90, 'progressive': True})],
+    *[('WEBP', {}), ('WEBP', {'lossless': True}), ('GIF', {}), ('TIFF', {}), ('BMP', {})],
+    *[('PPM', {}), ('TGA', {})],
+]
+
+
+@pytest.mark.filterwarnings('ignore:Truncated File Read')
+@pytest.mark.parametrize(('file_format', 'options'), WRITERS)
+def test_a_file_that_ends_early_is_never_read(tmp_path, file_format, options):
+    path, content = tmp_path / 'x.png', encoded(waves(3), file_format, **options)
+    for share in np.linspace(0, 0.95, 12):
+        path.write_bytes(cut(content, share))
+        with pytest.raises(UserError, match='Cannot read the image'):
+            read(path)
+
+
+@pytest.mark.parametrize(('file_format', 'options'), WRITERS)
+def test_damage_in_the_middle_gives_an_error_or_an_image_of_the_same_size(
+    tmp_path, file_format, options
+):
+    """More is not promised: most formats have no checksum."""
+    path, content = tmp_path / 'x.png', encoded(waves(3), file_format, **options)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        damaged = bytearray(content)
+        start = rng.integers(len(content) // 2, len(content) - 8)
+        damaged[start : start + 8] = rng.bytes(8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(UnreadableImage):
+            result = read(path)
+            assert (result.shape, result.dtype) == ((*waves(3).size[::-1], 3), np.uint8)
+
+
+def test_the_rows_above_the_damage_of_a_jpeg_are_right(tmp_path):
+    """Such a file is accepted: the decoder reports no error."""
+    path, content = tmp_path / 'x.jpg', bytearray(encoded(waves(3), 'JPEG', quality=90))
+    path.write_bytes(content)
+    whole = read(path)
+    content[len(content) * 3 // 4] ^= 8
+    path.write_bytes(content)
+    damaged = read(path)
+    np.testing.assert_array_equal(damaged[: len(whole) // 2], whole[: len(whole) // 2])
+    assert (damaged != whole).any()
 
 
 # ---- Grids. --------------------------------------------------------------------------------------
