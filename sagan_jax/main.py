@@ -6,6 +6,7 @@ its keys can be changed: --config.batch_size=64 --config.optimizer.generator_lr=
 The other modes take the configuration from the folder of the run, --workdir.
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
@@ -139,6 +140,7 @@ def main(argv: list[str]) -> None:
 
 
 def _use_model(mode: str, workdir: Path) -> None:
+    from sagan_jax.run import lock
     from sagan_jax.run.folder import RunFolder
     from sagan_jax.trained.export import export
     from sagan_jax.trained.model import load
@@ -148,13 +150,16 @@ def _use_model(mode: str, workdir: Path) -> None:
     if mode == 'serve':
         return serve(workdir, _HOST.value, _PORT.value)
     run = RunFolder(workdir)
-    model = load(workdir, _CHECKPOINT.value, _CONFIG.value)
-    if mode == 'export':
-        export(model, workdir, Path(_OUTPUT.value or run.export))
-    else:
-        output = Path(_OUTPUT.value or run.generated / f'{_DRAW.value}.png')
-        settings = _CLASSES.value, _NUM_IMAGES.value, _SAMPLE_SEED.value, _TRUNCATION.value
-        write_samples(model, output, _DRAW.value, *settings)
+    default = run.export if mode == 'export' else run.generated / f'{_DRAW.value}.png'
+    output = Path(_OUTPUT.value or default)
+    is_inside = output.resolve().is_relative_to(workdir.resolve())
+    with lock.owned(run, 'an --output elsewhere') if is_inside else contextlib.nullcontext():
+        model = load(workdir, _CHECKPOINT.value, _CONFIG.value)
+        if mode == 'export':
+            export(model, workdir, output)
+        else:
+            settings = _CLASSES.value, _NUM_IMAGES.value, _SAMPLE_SEED.value, _TRUNCATION.value
+            write_samples(model, output, _DRAW.value, *settings)
 
 
 def _point(text: str) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,6 +47,8 @@ class Run:
       profile: traces some steps; None for no trace.
       poll: see `distributed.create_poll`.
       signals: those received, by which the process is asked to end.
+      confirm: raises UserError if another process has taken the folder over; None on processes
+        other than the first.
       stopwatch: measures the speed between two log lines.
       warned: signs of collapse that were reported and still hold.
       save_failed: whether the last checkpoint could not be written.
@@ -67,6 +68,7 @@ class Run:
     profile: Profile | None
     poll: Callable[[bool], bool]
     signals: list[int]
+    confirm: Callable[[], None] | None
     stopwatch: Stopwatch
     warned: frozenset[str] = frozenset()
     save_failed: bool = False
@@ -77,6 +79,7 @@ class Run:
 def open_run(
     config: ml_collections.ConfigDict,
     folder: RunFolder,
+    confirm: Callable[[], None] | None,
     restarts: int,
     profile: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Run, TrainState]]:
@@ -84,7 +87,8 @@ def open_run(
 
     Args:
       config: one that `checks.check` accepts.
-      folder: the folder of the run, made if it does not exist.
+      folder: the folder of the run.
+      confirm: see `Run`.
       restarts: how often this process went back to a checkpoint because training had diverged.
       profile: the first and the last step to trace with `jax.profiler`.
 
@@ -94,7 +98,7 @@ def open_run(
     # Refuse early what cannot work, before anything is written.
     _check_processes(config)
     checks.check_batch(config, jax.device_count())
-    distributed.on_first(lambda: _check_workdir(folder, config))
+    distributed.on_first(lambda: provenance.check_configuration(folder, config))
     source, record = _load_data(config, folder)
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     fresh = create_state(config)
@@ -102,6 +106,8 @@ def open_run(
     signals: list[int] = []
     score = _create_scorer(config, signals) if config.evaluate_every else None
 
+    if confirm:
+        confirm()  # nothing was written so far
     recent, best = _open_checkpoints(config, folder)
     state = _restore_or_begin(config, folder, recent, fresh)
     step = int(state.step)
@@ -123,6 +129,7 @@ def open_run(
         profile=Profile(folder.profile, *profile) if profile else None,
         poll=distributed.create_poll(),
         signals=signals,
+        confirm=confirm,
         stopwatch=Stopwatch(step),
     )
     state = replicate(state._replace(restarts=state.restarts + restarts))
@@ -164,7 +171,6 @@ def _open_checkpoints(
     """Managers of the newest and of the best checkpoints; None where nothing is written."""
     if not distributed.is_first():
         return None, None
-    folder.path.mkdir(parents=True, exist_ok=True)
     remove_partial(folder.path, folder.samples, folder.evaluation)
     recent = checkpoints.open_manager(folder.checkpoints, config.keep_checkpoints)
     best = checkpoints.open_manager(folder.best, keep=1) if config.evaluate_every else None
@@ -262,19 +268,6 @@ def _check_processes(config: ml_collections.ConfigDict) -> None:
     record = flatten_dict(provenance.record(config), sep='.')
     del record['config.distributed.process_id']
     distributed.check_agreement(record)
-
-
-def _check_workdir(folder: RunFolder, config: ml_collections.ConfigDict) -> None:
-    """Writes nothing, since something else may still be wrong."""
-    existing = folder.path.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(
-            f'The workdir {folder.path} cannot be written, because of {existing}: '
-            'choose another --workdir.'
-        )
-    provenance.check_configuration(folder, config)
 
 
 def _write_configuration(

@@ -17,7 +17,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.opening import Run, images_per_step, open_run
-from sagan_jax.run import checkpoints, collapse
+from sagan_jax.run import checkpoints, collapse, lock
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.health import DivergedError, check_finite, checked_copy
 from sagan_jax.run.logs import progress
@@ -52,20 +52,23 @@ def train(
       profile: the first and the last step to trace into `profile/`, counted from 1.
 
     Raises:
-      UserError: for a mistake in the configuration, the data or the workdir, before anything is
-        written; when training diverges more often than `config.divergence_restarts`, before a bad
-        checkpoint is kept; and when the last checkpoint cannot be written.
+      UserError: for a mistake in the configuration, the data or the workdir, or if another process
+        uses the workdir, before anything is written; when training diverges more often than
+        `config.divergence_restarts`, before a bad checkpoint is kept; and when the last checkpoint
+        cannot be written.
     """
     checks.check(config)
-    for restarts in range(config.divergence_restarts + 1):
-        try:
-            with open_run(config, RunFolder(Path(workdir)), restarts, profile) as (run, state):
-                return _train(run, state)
-        except DivergedError as error:
-            if restarts == config.divergence_restarts:
-                raise
-            print(f'warning        {error}')
-            print('               Training resumes from that checkpoint with different noise')
+    folder = RunFolder(Path(workdir))
+    with distributed.entered_by_first(lambda: lock.owned(folder)) as confirm:
+        for restarts in range(config.divergence_restarts + 1):
+            try:
+                with open_run(config, folder, confirm, restarts, profile) as (run, state):
+                    return _train(run, state)
+            except DivergedError as error:
+                if restarts == config.divergence_restarts:
+                    raise
+                print(f'warning        {error}')
+                print('               Training resumes from that checkpoint with different noise')
 
 
 def _train(run: Run, state: TrainState) -> None:
@@ -109,6 +112,7 @@ def periodic_actions(config: ml_collections.ConfigDict) -> list[tuple[tuple[int,
     log, draw = config.log_every, config.sample_every
     save, score = config.checkpoint_every, config.evaluate_every
     return [
+        ((log, draw, save, score), confirm_owner),
         ((log, draw, save, score), check_values),
         ((draw,), draw_samples),
         ((log, draw), warn_of_collapse),
@@ -123,6 +127,12 @@ def is_due(config: ml_collections.ConfigDict, step: int, *intervals: int) -> boo
     """Whether one of the intervals divides `step`, or `step` is the last; 0 stands for never."""
     last = step == config.num_train_steps
     return any(every and (last or step % every == 0) for every in intervals)
+
+
+def confirm_owner(run: Run, step: int, state: TrainState, values: Values) -> None:
+    """Raises UserError if another process has taken the run's folder over."""
+    if run.confirm:
+        run.confirm()
 
 
 def check_values(run: Run, step: int, state: TrainState, values: Values) -> None:
@@ -235,9 +245,10 @@ def finish(run: Run, step: int, state: TrainState) -> None:
     """Waits until the last checkpoint is on disk.
 
     Raises:
-      UserError: if it cannot be written.
+      UserError: if it cannot be written, or another process has taken the folder over.
       SystemExit: if a signal ended the loop.
     """
+    confirm_owner(run, step, state, {})
     checkpoints.finish(run.recent, step, checked_copy(step, state, run.recent))
     write_report(run, step, state, {})
     if run.ending:

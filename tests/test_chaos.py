@@ -198,3 +198,21 @@ def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(folder, tmp_
     manager.close()
     assert int(state.step) >= SAVED_EVERY
     assert all(np.isfinite(leaf).all() for leaf in checkpoints.named_leaves(state).values())
+
+
+def test_of_two_that_start_together_one_goes_on_as_if_alone(folder, tmp_path):
+    both = [Run(settings(folder, 2 * SAVED_EVERY), tmp_path / 'shared') for _ in range(2)]
+    for seed, run in enumerate(both):
+        run.config.seed = seed
+        run.start()
+    ended = [run.end() for run in both]
+    assert sorted(status for _, status in ended) == [0, 2], ended
+    (winner,) = (run for run, (_, status) in zip(both, ended, strict=True) if status == 0)
+    (output,) = (output for output, status in ended if status == 2)
+    assert f'in use by process {winner.process.pid} on' in output
+    assert 'starts afresh' not in output
+    alone = Run(winner.config, tmp_path / 'alone')
+    alone.start()
+    output, status = alone.end()
+    assert status == 0, output
+    assert_same(alone.workdir, winner.workdir, winner.config)

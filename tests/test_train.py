@@ -111,7 +111,7 @@ def test_files_of_a_finished_run(finished):
     config, workdir, _ = finished
     assert {path.name for path in workdir.iterdir()} == {
         'config.json', 'metrics.jsonl', 'tensorboard', 'samples', 'checkpoints',
-        'evaluation', 'best', 'report.html',
+        'evaluation', 'best', 'report.html', 'run.lock',
     }  # fmt: skip
     record = json.loads((workdir / 'config.json').read_text())
     assert record['config'] == json.loads(config.to_json())

@@ -1,7 +1,8 @@
 """The runs of a sweep, and what each is doing, read from its folder alone.
 
 To the files of every run a sweep adds: `log.txt`, the output of the run's processes; `exit.json`,
-how the last process ended that a sweep saw end; `.lock`, held while a process of the run lives.
+how the last process ended that a sweep saw end; `.lock`, held while a process of the run lives, so
+that sweeps share the runs. The run's own `run.lock` keeps out all others.
 """
 
 import json
@@ -10,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from sagan_jax.run import lock
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import duration
 from sagan_jax.system import files
@@ -147,8 +149,14 @@ def record_end(run: Run, mode: str, status: int) -> None:
 
 
 def take_lock(run: Run) -> int | None:
-    """Locks a run's folder, see `files.take_lock`, and notes this machine's name in the lock."""
+    """Locks a run for this sweep, and notes this machine's name in the lock.
+
+    None if another sweep has the lock, or a process that no sweep started uses the run's folder.
+    """
     descriptor = files.take_lock(run.folder / LOCK)
+    if descriptor is not None and lock.owner(run.files):
+        os.close(descriptor)
+        return None
     if descriptor is not None:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, socket.gethostname().encode())
@@ -156,9 +164,12 @@ def take_lock(run: Run) -> int | None:
 
 
 def holder(run: Run) -> str | None:
-    """The name of the machine on which a process holds a run's lock; None if none does."""
+    """The name of the machine on which a process holds a run's lock or uses its folder; or None."""
     path = run.folder / LOCK
-    return path.read_text() if files.is_locked(path) else None
+    if files.is_locked(path):
+        return path.read_text()
+    owner = lock.owner(run.files)
+    return owner.host if owner else None
 
 
 def line(run: Run, state: State, width: int = 0) -> str:

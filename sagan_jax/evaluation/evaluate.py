@@ -6,7 +6,7 @@ import ml_collections
 
 from sagan_jax.evaluation import protocol
 from sagan_jax.evaluation.evaluator import create_evaluator
-from sagan_jax.run import checkpoints
+from sagan_jax.run import checkpoints, lock
 from sagan_jax.run.folder import Row, RunFolder
 from sagan_jax.state import state_shapes
 from sagan_jax.system import distributed
@@ -26,12 +26,16 @@ def evaluate(
       The rows of each step.
 
     Raises:
-      UserError: if there is no such checkpoint, or it has another configuration; if real images or
-        the weights of the feature network are unavailable; if there are too few images for a score.
+      UserError: if another process uses the folder; if there is no such checkpoint, or it has
+        another configuration; if real images or the weights of the feature network are unavailable;
+        if there are too few images for a score.
     """
     run, results = RunFolder(Path(workdir)), {}
     settings = config.evaluation
-    with checkpoints.chosen(config, run, which, state_shapes(config)) as states:
+    with (
+        distributed.entered_by_first(lambda: lock.owned(run)) as confirm,
+        checkpoints.chosen(config, run, which, state_shapes(config)) as states,
+    ):
         score = create_evaluator(
             config, settings.num_samples, settings.pair_samples, settings.intra_fid_samples
         )
@@ -39,7 +43,8 @@ def evaluate(
             print(f'checkpoint     step {step:,}')
             rows = score(step, state.averaged)
             print('\n'.join(f'  {protocol.describe(row)}' for row in rows))
-            if distributed.is_first():
+            if confirm:
+                confirm()
                 print(f'written        {write(run, step, rows)}')
             results[step] = rows
     return results

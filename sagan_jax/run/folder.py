@@ -59,6 +59,10 @@ class RunFolder:
         return self.path / 'config.json'
 
     @property
+    def lock(self) -> Path:
+        return self.path / 'run.lock'
+
+    @property
     def metrics_jsonl(self) -> Path:
         return self.path / 'metrics.jsonl'
 

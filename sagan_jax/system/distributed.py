@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -130,6 +130,26 @@ def on_first(function: Callable[[], T]) -> T:
     if 'error' in answer:
         raise UserError(answer['error'])
     return answer['value']
+
+
+@contextmanager
+def entered_by_first(make: Callable[[], AbstractContextManager[T]]) -> Iterator[T | None]:
+    """Enters a context manager for the block in process 0 only.
+
+    Yields its value there and None in the others.
+
+    Raises:
+      UserError: in all processes, if entering raises it.
+    """
+    with ExitStack() as stack:
+        value: T | None = None
+
+        def enter() -> None:
+            nonlocal value
+            value = stack.enter_context(make())
+
+        on_first(enter)
+        yield value
 
 
 def from_first(tree: Any) -> Any:

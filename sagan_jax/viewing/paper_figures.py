@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sagan_jax import data, figures, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
+from sagan_jax.run import lock
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.trained.model import Model, create_loader, load_one
 
@@ -62,21 +63,23 @@ def illustrate(
       The files written.
 
     Raises:
-      UserError: for an unknown kind, class, point or checkpoint, and for attention maps of
-        networks without attention.
+      UserError: for an unknown kind, class, point or checkpoint, for attention maps of networks
+        without attention, and if another process uses the folder.
     """
     kinds = _chosen_kinds(config, kinds)
     _check_points(points, config.dataset.image_size)
-    load_each = create_loader(workdir, config)
-    model = load_one(load_each, which)
-    labels = sampling.grid_classes(config.dataset.num_classes, COLUMNS)
-    if classes:
-        labels = sampling.class_indices(classes, model.class_names)
-    request = Request(RunFolder(Path(workdir)), load_each, model, labels, points)
-    written = []
-    for kind in kinds:
-        for name, drawn in KINDS[kind](request):
-            written += _save(request.run.figures, name, drawn)
+    run, written = RunFolder(Path(workdir)), []
+    with lock.owned(run) as confirm:
+        load_each = create_loader(workdir, config)
+        model = load_one(load_each, which)
+        labels = sampling.grid_classes(config.dataset.num_classes, COLUMNS)
+        if classes:
+            labels = sampling.class_indices(classes, model.class_names)
+        request = Request(run, load_each, model, labels, points)
+        for kind in kinds:
+            for name, drawn in KINDS[kind](request):
+                confirm()
+                written += _save(run.figures, name, drawn)
     return written
 
 
