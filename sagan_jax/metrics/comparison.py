@@ -1,5 +1,6 @@
 """All scores of one set of images against another, from their collected features."""
 
+import math
 from typing import Any, NamedTuple
 
 from sagan_jax.metrics import manifold, scores
@@ -15,7 +16,8 @@ class Score(NamedTuple):
     Attributes:
       name: 'fid', 'is', 'kid', 'precision', 'recall', 'density' or 'coverage'.
       num_real, num_fake: real and generated samples.
-      details: settings of this score, and further results such as the deviation over splits.
+      details: settings of this score, and further results such as the deviation over splits,
+        'std', which is missing if there is only one split, or if all subsets are the same.
     """
 
     name: str
@@ -33,9 +35,10 @@ def compare(real: Collected, fake: Collected, seed: int) -> list[Score]:
     counts = real.moments.count, fake.moments.count
     value, deviation = scores.score_of_splits(fake.splits)
     splits = len(fake.splits.negentropy)
+    error_bar = {'std': deviation} if splits > 1 else {}
     found = [
         Score('fid', scores.frechet_distance(real.moments, fake.moments), *counts, {}),
-        Score('is', value, *counts, {'std': deviation, 'splits': splits}),
+        Score('is', value, *counts, {**error_bar, 'splits': splits}),
     ]
     pairs = len(real.features), len(fake.features)
     if not min(pairs):
@@ -43,7 +46,8 @@ def compare(real: Collected, fake: Collected, seed: int) -> list[Score]:
 
     subset = min(KID_SUBSET_SIZE, *pairs)
     kid, deviation = scores.kid(real.features, fake.features, KID_SUBSETS, subset, seed)
-    subsets = {'std': deviation, 'subsets': KID_SUBSETS, 'subset_size': subset}
+    error_bar = {} if math.isnan(deviation) else {'std': deviation}
+    subsets = {**error_bar, 'subsets': KID_SUBSETS, 'subset_size': subset}
     found.append(Score('kid', kid, *pairs, subsets))
     for names, function, k in (
         (('precision', 'recall'), manifold.precision_recall, PRECISION_NEIGHBOURS),

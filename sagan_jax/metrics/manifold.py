@@ -7,13 +7,14 @@ with the number of pairs.
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from sagan_jax.metrics.scores import feature_pair
+from sagan_jax.metrics.inputs import feature_pair
 
 BLOCK = 2**23  # distances at a time: 64 MiB
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: ArrayLike, fake: ArrayLike, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al., 2019) of features [N, d] and [M, d].
 
     Precision is the share of generated samples that are at least as near to some real sample as
@@ -29,7 +30,7 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     return float(np.concatenate(precise).mean()), float(recalled.mean())
 
 
-def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[float, float]:
+def density_coverage(real: ArrayLike, fake: ArrayLike, k: int = 5) -> tuple[float, float]:
     """Density and coverage (Naeem et al., 2020) of features [N, d] and [M, d].
 
     A generated sample is in the ball of a real sample if it is nearer to it than its k-th neighbour
@@ -48,17 +49,17 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
 
 
 def _prepare(
-    score: str, real: np.ndarray, fake: np.ndarray, k: int
+    score: str, real: ArrayLike, fake: ArrayLike, k: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Centres both sides in float64, and bounds the rounding error of their squared distances.
 
     If the same image is on both sides, a distance equals a radius. Whether they compare as equal
     must not depend on the order of additions in a matrix product.
     """
-    real, fake = feature_pair(score, real, fake, min_samples=k + 1)
-    centre = real.mean(0)  # keeps the squares that are subtracted below small
-    real, fake = real - centre, fake - centre
-    return real, fake, 1e-12 * max(np.square(x).sum(1).max() for x in (real, fake))
+    a, b = feature_pair(score, real, fake, min_samples=k + 1)
+    centre = a.mean(0)  # keeps the squares that are subtracted below small
+    a, b = a - centre, b - centre
+    return a, b, 1e-12 * max(np.square(x).sum(1).max() for x in (a, b))
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:

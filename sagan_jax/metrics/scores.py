@@ -1,17 +1,22 @@
 """Scores from features: FID and its variants, the Inception Score and KID.
 
+Features, logits and labels may be anything that NumPy makes arrays of, such as lists.
+
 All computations are float64 on the host. FID and the Inception Score are streaming: the size of
 `Moments` and `SplitSums` does not depend on the number of samples.
 """
 
+import math
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import ArrayLike
 from scipy.special import log_softmax, xlogy
 
 from sagan_jax.errors import UserError
+from sagan_jax.metrics.inputs import class_labels, feature_pair, finite, rows, too_few
 
 
 class Moments(NamedTuple):
@@ -27,9 +32,12 @@ class Moments(NamedTuple):
         return self.scatter / (self.count - 1)
 
 
-def moments(features: np.ndarray) -> Moments:
-    """Moments of features [n, d], n ≥ 1. Raises UserError if a value is not finite."""
-    features = _finite(features)
+def moments(features: ArrayLike) -> Moments:
+    """Moments of features [n, d], n ≥ 1.
+
+    Raises UserError for another shape and for values that are not finite.
+    """
+    features = finite(rows('Moments', features))
     mean = features.mean(0)
     centred = features - mean
     return Moments(len(features), mean, centred.T @ centred)
@@ -44,7 +52,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + step * (b.count / count), scatter)
 
 
-def fid(real: np.ndarray, fake: np.ndarray) -> float:
+def fid(real: ArrayLike, fake: ArrayLike) -> float:
     """Fréchet Inception Distance (Heusel et al., 2017) of features [N, d] and [M, d].
 
     Warns if either side has at most as many samples as features. Its covariance is then singular,
@@ -59,10 +67,12 @@ def fid(real: np.ndarray, fake: np.ndarray) -> float:
 def frechet_distance(real: Moments, fake: Moments) -> float:
     """FID from moments: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½).
 
-    Warns and raises as `fid`.
+    Warns and raises as `fid`. Raises TypeError for features, which `moments` summarises.
     """
+    if not isinstance(real, Moments) or not isinstance(fake, Moments):
+        raise TypeError('frechet_distance takes moments(features): use fid for features')
     if min(real.count, fake.count) < 2:
-        raise UserError(_too_few('FID', 2, real.count, fake.count))
+        raise UserError(too_few('FID', 2, real.count, fake.count))
     _warn_of_few(real.count, fake.count, len(real.mean))
     return _frechet(_gaussian(real), _gaussian(fake))
 
@@ -97,7 +107,7 @@ def _frechet(real: _Gaussian, fake: _Gaussian) -> float:
 
 
 def intra_fid(
-    real: np.ndarray, real_labels: np.ndarray, fake: np.ndarray, fake_labels: np.ndarray
+    real: ArrayLike, real_labels: ArrayLike, fake: ArrayLike, fake_labels: ArrayLike
 ) -> tuple[float, dict[int, float]]:
     """FID within each class, and their mean (Miyato & Koyama, 2018).
 
@@ -112,14 +122,16 @@ def intra_fid(
       features.
 
     Raises:
-      UserError: if a class has fewer than two samples on either side.
+      UserError: if a class has fewer than two samples on either side, or if there is not one label
+        for each sample.
     """
     real, fake = feature_pair('Intra FID', real, fake, min_samples=2)
+    real_labels, fake_labels = class_labels(real, real_labels), class_labels(fake, fake_labels)
     classes = np.union1d(real_labels, fake_labels)
     counts = {int(c): (np.sum(real_labels == c), np.sum(fake_labels == c)) for c in classes}
     for c, (n, m) in counts.items():
         if min(n, m) < 2:
-            raise UserError(f'Class {c}: ' + _too_few('intra FID', 2, n, m))
+            raise UserError(f'Class {c}: ' + too_few('intra FID', 2, n, m))
     _warn_of_few(
         min(n for n, _ in counts.values()), min(m for _, m in counts.values()), real.shape[1]
     )
@@ -130,7 +142,7 @@ def intra_fid(
     return float(np.mean(list(per_class.values()))), per_class
 
 
-def fid_infinity(real: Moments | np.ndarray, fake: np.ndarray, seed: int = 0) -> float:
+def fid_infinity(real: Moments | ArrayLike, fake: ArrayLike, seed: int = 0) -> float:
     """FID extrapolated to infinitely many generated samples (Chong & Forsyth, 2020).
 
     FID is computed for 15 counts, from a tenth to all of the generated features [M, d], each over
@@ -141,9 +153,9 @@ def fid_infinity(real: Moments | np.ndarray, fake: np.ndarray, seed: int = 0) ->
     points = 15
     if not isinstance(real, Moments):
         real = moments(real)
-    fake = _finite(fake)
+    fake = finite(rows('FID∞', fake))
     if min(real.count, len(fake)) < 2 * points:
-        raise UserError(_too_few('FID∞', 2 * points, real.count, len(fake)))
+        raise UserError(too_few('FID∞', 2 * points, real.count, len(fake)))
     counts = np.linspace(len(fake) // 10, len(fake), points).astype(int)
     _warn_of_few(real.count, counts[0], fake.shape[1])
     gaussian, rng = _gaussian(real), np.random.default_rng(seed)
@@ -153,13 +165,23 @@ def fid_infinity(real: Moments | np.ndarray, fake: np.ndarray, seed: int = 0) ->
     return float(np.polynomial.Polynomial.fit(1 / counts, values, 1)(0))
 
 
-def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:
+def inception_score(logits: ArrayLike, splits: int = 10) -> tuple[float, float]:
     """Inception Score (Salimans et al., 2016): mean and standard deviation over the splits.
 
     Takes `logits` [N, classes] without the bias of the softmax layer, not probabilities. Splits are
-    consecutive, so samples should be in random order and not sorted by class. Raises UserError if
-    there are fewer samples than splits.
+    consecutive, so samples should be in random order and not sorted by class.
+
+    Raises:
+      ValueError: for probabilities, whose score would be far too low: rows without a negative value
+        that sum to 1.
+      UserError: if there are fewer samples than splits, or for another shape.
     """
+    logits = rows('The Inception Score', logits)
+    if (logits >= 0).all() and np.allclose(logits.sum(1), 1, atol=0.01):  # 0.01 for half precision
+        raise ValueError(
+            'the Inception Score takes logits, but these are probabilities, each row without a '
+            'negative value and with the sum 1: pass the values before the softmax, or log(p)'
+        )
     return score_of_splits(add_logits(split_sums(len(logits), splits), logits))
 
 
@@ -187,7 +209,7 @@ def add_logits(sums: SplitSums, logits: np.ndarray) -> SplitSums:
     samples = np.arange(sums.seen, sums.seen + len(logits))
     bounds = _split_bounds(sums)[:, None]
     member = ((bounds[:-1] <= samples) & (samples < bounds[1:])).astype(np.float64)  # [splits, n]
-    log_p = log_softmax(_finite(logits), axis=1)
+    log_p = log_softmax(finite(logits), axis=1)
     p = np.exp(log_p)
     return sums._replace(
         seen=sums.seen + len(logits),
@@ -212,13 +234,16 @@ def _split_bounds(sums: SplitSums) -> np.ndarray:
 
 
 def kid(
-    real: np.ndarray, fake: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    real: ArrayLike, fake: ArrayLike, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Kernel Inception Distance (Bińkowski et al., 2018): mean and deviation over random subsets.
 
     The unbiased estimate of the squared maximum mean discrepancy with the kernel (x·y / d + 1)³.
     Each subset has `subset_size` rows of each side, features [N, d] and [M, d], drawn without
     replacement. Raises UserError if a side has fewer rows.
+
+    The deviation is NaN, with a warning, if there is one subset, or if a side has no more rows than
+    a subset. The subsets of that side are then all the same.
     """
     real, fake = feature_pair('KID', real, fake, min_samples=max(2, subset_size))
     rng = np.random.default_rng(seed)
@@ -229,7 +254,15 @@ def kid(
         )
         for _ in range(subsets)
     ]
-    return float(np.mean(values)), float(np.std(values))
+    if subsets > 1 and min(len(real), len(fake)) > subset_size:
+        return float(np.mean(values)), float(np.std(values))
+    warnings.warn(
+        f'KID over {subsets} subsets of {subset_size} of {len(real)} real and {len(fake)} fake '
+        'samples has no error bar: it needs two subsets, and more samples on either side than in '
+        'a subset',
+        stacklevel=2,
+    )
+    return float(np.mean(values)), math.nan
 
 
 def _squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
@@ -247,42 +280,6 @@ def _squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
 def score_name(score: str, count: int) -> str:
     """The name of a score with its number of generated samples: 'fid50k' for 'fid' and 50000."""
     return f'{score}{count // 1000}k' if count % 1000 == 0 else f'{score}{count}'
-
-
-def feature_pair(
-    score: str, real: np.ndarray, fake: np.ndarray, min_samples: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Checks both sides of a score and returns them as float64.
-
-    Raises:
-      UserError: if they are not [N, d] and [M, d], have fewer than `min_samples` rows, or values
-        that are not finite. `score` names the score in the error.
-    """
-    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise UserError(
-            f'{score} compares features [N, d] and [M, d], not {list(real.shape)} and '
-            f'{list(fake.shape)}: take both from the same layer of the same network.'
-        )
-    if min(len(real), len(fake)) < min_samples:
-        raise UserError(_too_few(score, min_samples, len(real), len(fake)))
-    return _finite(real), _finite(fake)
-
-
-def _too_few(score: str, min_samples: int, real: int, fake: int) -> str:
-    return (
-        f'{score} needs at least {min_samples} samples on either side, got {real} real and {fake} '
-        'fake: use more samples.'
-    )
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
-        raise UserError(
-            'The features have values that are not finite and cannot be scored: check the images '
-            'and the generator that they come from.'
-        )
-    return values
 
 
 def _warn_of_few(real: int, fake: int, features: int) -> None:

@@ -4,9 +4,10 @@ import warnings
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 
 from sagan_jax.errors import UserError
-from sagan_jax.metrics import scores
+from sagan_jax.metrics import manifold, scores
 
 
 def golden_inputs(recipe):
@@ -330,3 +331,80 @@ def test_features_of_other_layers_are_refused():
 )
 def test_names_carry_the_count(count, name):
     assert scores.score_name('fid', count) == name
+
+
+# ---- What is passed in. --------------------------------------------------------------------------
+
+
+PAIRED = [
+    *(scores.fid, lambda a, b: scores.fid_infinity(a, b), lambda a, b: scores.kid(a, b, 3, 10)),
+    lambda a, b: scores.intra_fid(a, [0, 1] * 20, b, [1, 0] * 20),
+    *(manifold.precision_recall, manifold.density_coverage),
+    lambda a, b: scores.frechet_distance(scores.moments(a), scores.moments(b)),
+]
+
+
+@pytest.mark.parametrize('score', PAIRED)
+@pytest.mark.parametrize('convert', [list, np.ndarray.tolist, lambda x: x.astype(np.float32)])
+def test_scores_of_lists_are_those_of_arrays(score, convert):
+    r = np.random.default_rng(0)
+    real, fake = (r.integers(-9, 9, (40, 3)).astype(float) for _ in range(2))
+    assert score(convert(real), convert(fake)) == score(real, fake)
+
+
+@pytest.mark.parametrize('score', PAIRED)
+@pytest.mark.parametrize(
+    'values', [[1.0, 2.0], [[1.0, 2.0], [3.0]], [['a', 'b']] * 40, 3.0, [[[1.0]]] * 40, None]
+)
+def test_what_is_no_matrix_is_refused_in_a_sentence(score, values):
+    real = np.random.default_rng(0).normal(size=(40, 3))
+    for sides in ((values, real), (real, values)):
+        with pytest.raises(UserError, match=r'(needs|compares) .*: (pass|take) '):
+            score(*sides)
+
+
+def test_labels_of_intra_fid_may_be_a_list_but_not_fewer():
+    r = np.random.default_rng(0)
+    real, fake, labels = r.normal(size=(40, 3)), r.normal(size=(40, 3)), np.arange(40) % 2
+    assert scores.intra_fid(real, list(labels), fake, labels.tolist()) == scores.intra_fid(
+        real, labels, fake, labels
+    )
+    with pytest.raises(UserError, match=r'labels of shape \[39\] for 40 samples'):
+        scores.intra_fid(real, labels[1:], fake, labels)
+
+
+def test_frechet_distance_of_features_names_the_right_function():
+    features = np.random.default_rng(0).normal(size=(40, 3))
+    with pytest.raises(TypeError, match='use fid for features'):
+        scores.frechet_distance(features, features)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize('classes', [1, 2, 10, 1008])
+def test_inception_score_refuses_probabilities(classes, dtype):
+    logits = np.random.default_rng(0).normal(size=(50, classes)) * 3
+    probabilities = scipy.special.softmax(logits, axis=1).astype(dtype)
+    for given in (probabilities, probabilities.tolist()):
+        with pytest.raises(ValueError, match='takes logits, but these are probabilities'):
+            scores.inception_score(given)
+    with np.errstate(divide='ignore'):
+        logarithms = np.maximum(np.log(probabilities.astype(np.float64)), -50)
+    expected = scores.inception_score(logits)
+    assert scores.inception_score(logarithms) == pytest.approx(expected, rel=0.02, abs=0.02)
+    # Positive logits are no probabilities.
+    shifted = logits - logits.min() + 1
+    if classes > 1:
+        assert scores.inception_score(shifted) == pytest.approx(expected)
+
+
+def test_the_deviation_of_kid_needs_different_subsets():
+    r = np.random.default_rng(0)
+    real, fake = r.normal(size=(60, 4)), r.normal(size=(50, 4))
+    assert np.isnan(scores.kid(real, fake, 1, 20)[1])
+    for size in (20, 49):
+        assert scores.kid(real, fake, 10, size)[1] > 1e-6
+    for left, right in ((real, fake), (fake, real), (fake, fake)):
+        with pytest.warns(UserWarning, match='KID over 10 subsets of 50 of .* has no error bar'):
+            value, deviation = scores.kid(left, right, 10, 50)
+        assert np.isfinite(value)
+        assert np.isnan(deviation)
