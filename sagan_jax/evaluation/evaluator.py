@@ -177,6 +177,7 @@ def create_evaluator(
     )
     if intra_fid_samples:
         real_features = real_statistics.load_features(source, networks, batch_size)
+        _check_classes(source, real_features[1])
     key, classes = stream_key(config.seed, Stream.EVALUATION_LABELS), config.dataset.num_classes
     return Evaluator(
         config=config,
@@ -215,4 +216,17 @@ def _check_images(source: data.Source, splits: int, pair_samples: int) -> None:
             f'The data set {source.name} has {len(source)} {source.split} images, but the scores '
             f'need at least {required}: choose another evaluation.split, fewer evaluation.splits, '
             'or evaluation.pair_samples=0.'
+        )
+
+
+def _check_classes(source: data.Source, labels: np.ndarray) -> None:
+    """Refuses intra FID before any image is generated."""
+    counts = np.bincount(labels, minlength=len(source.class_names))
+    few = [name for name, count in zip(source.class_names, counts, strict=True) if count < 2]
+    if few:
+        named = ', '.join(few[:10]) + (' and others' if len(few) > 10 else '')
+        raise UserError(
+            f'Intra FID needs two {source.split} images of each class of {source.name}, but '
+            f'{len(few)} classes have fewer ({named}): add images, choose another '
+            'evaluation.split, or set --config.evaluation.intra_fid_samples=0.'
         )
