@@ -148,7 +148,8 @@ def _use_model(mode: str, workdir: Path) -> None:
     from sagan_jax.viewing.serve import serve
 
     if mode == 'serve':
-        return serve(workdir, _HOST.value, _PORT.value)
+        serve(workdir, _HOST.value, _PORT.value)
+        return
     run = RunFolder(workdir)
     default = run.export if mode == 'export' else run.generated / f'{_DRAW.value}.png'
     output = Path(_OUTPUT.value or default)

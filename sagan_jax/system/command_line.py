@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import signal
 import sys
 import textwrap
 import threading
@@ -113,6 +114,9 @@ def run(
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print('\ninterrupted    by Ctrl-C', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise

@@ -7,14 +7,14 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sagan_jax.errors import UserError
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.viewing import page, report, requests
-from sagan_jax.viewing.requests import Refused
+from sagan_jax.viewing.requests import ClientLeft, Refused
 
 _REPORT_SECONDS = 3  # after which a report is built again
 
@@ -28,51 +28,103 @@ class Answer(NamedTuple):
     etag: str = ''
 
 
-def create_answers(workdir: Path, local: bool) -> Callable[[str, str], Answer]:
-    """Builds `answer(host, target) -> Answer`; `host` is the header Host, `target` path and query.
+class Request(NamedTuple):
+    """A request.
 
-    Any number of threads may call it.
+    Attributes:
+      target: path and query.
+      host: the header Host, the name by which the client knows this server.
+      origin: the header Origin, the page that asks; browsers leave it out for pages of this server.
+      site: the header Sec-Fetch-Site, by which browsers say how that page is related.
+      has_left: whether the client no longer waits for the answer.
+    """
+
+    target: str
+    host: str = 'localhost'
+    origin: str = ''
+    site: str = ''
+    has_left: Callable[[], bool] = lambda: False
+
+
+def create_answers(workdir: Path, names: Collection[str] = ()) -> Callable[[Request], Answer]:
+    """Builds `answer(request) -> Answer`. Any number of threads may call it.
+
+    A request is refused if its Host is not localhost, an IP address or one of `names`: another web
+    page can point its own name at this server. A request for a drawing is refused if another page
+    makes it.
 
     Args:
       workdir: the run's folder.
-      local: whether to refuse hosts other than this machine's own names. Another web page can
-        point its own name at this server.
+      names: this machine's own names.
 
     Raises:
-      UserError: when there is no run.
+      UserError: when there is no run. `answer` raises `ClientLeft` when nobody waits for it.
     """
-    run = RunFolder(workdir)
-    config, class_names = run.config(), run.class_names()
-    draw_page = _html(
-        page.render(
-            'draw.html',
-            name=workdir.resolve().name,
-            class_names=() if config.model.conditioning == 'none' else class_names,
-            max_images=requests.MAX_IMAGES,
-            max_seed=requests.MAX_SEED,
-        )
-    )
-    answers = {'/': _create_report(workdir), '/draw': lambda query: draw_page}
-    for name, draw in requests.create_drawings(workdir).items():
-        answers[f'/{name}'] = _in_json(draw)
+    own = {name.lower() for name in (*names, 'localhost')}
+    report, current = _create_report(workdir), _create_pages(workdir)
+    current()
 
-    def answer(host: str, target: str) -> Answer:
+    def answer(request: Request) -> Answer:
         try:
-            if local and not is_loopback(_name(host)):
-                raise Refused(403, 'This server answers at localhost only: open that address.')
-            path, _, query = target.partition('?')
-            if path not in answers:
+            name = _name(request.host).lower().removesuffix('.')
+            if name not in own and not _is_address(name):
+                raise Refused(
+                    403,
+                    'This server answers only at localhost, at IP addresses and at the names of '
+                    'its machine: open one of these.',
+                )
+            path, _, query = request.target.partition('?')
+            if path == '/':
+                return report(query)
+            pages, drawings = current()
+            if path in pages:
+                return pages[path]
+            if path not in drawings:
                 raise Refused(404, 'There is no such page: open / or /draw.')
-            return answers[path](query)
+            if _is_foreign(request):
+                raise Refused(403, 'Another page must not draw here: open /draw.')
+            drawn = drawings[path](query, request.has_left)
+            return Answer(200, 'application/json', json.dumps(drawn).encode())
         except Refused as refused:
             return sentence(*refused.args)
         except UserError as error:
             return sentence(400, str(error))
+        except ClientLeft:
+            raise
         except Exception:
             traceback.print_exc()
             return sentence(500, 'The server failed: see the error in its terminal.')
 
     return answer
+
+
+def _create_pages(
+    workdir: Path,
+) -> Callable[[], tuple[dict[str, Answer], dict[str, requests.Draw]]]:
+    """Builds a function with the pages and drawings by path, which are those of `config.json`."""
+    run, lock = RunFolder(workdir), threading.Lock()
+    of: bytes | None = None
+    found: tuple[dict[str, Answer], dict[str, requests.Draw]] = {}, {}
+
+    def current() -> tuple[dict[str, Answer], dict[str, requests.Draw]]:
+        nonlocal of, found
+        with lock:
+            written = run.config_json.read_bytes() if run.config_json.is_file() else b''
+            if written != of:
+                config, class_names = run.config(), run.class_names()
+                text = page.render(
+                    'draw.html',
+                    name=workdir.resolve().name,
+                    class_names=() if config.model.conditioning == 'none' else class_names,
+                    max_images=requests.MAX_IMAGES,
+                    max_seed=requests.MAX_SEED,
+                )
+                drawings = requests.create_drawings(workdir)
+                found = {'/draw': _html(text)}, {f'/{k}': draw for k, draw in drawings.items()}
+                of = written
+            return found
+
+    return current
 
 
 def _create_report(workdir: Path) -> Callable[[str], Answer]:
@@ -104,6 +156,21 @@ def is_loopback(host: str) -> bool:
         return host.lower() == 'localhost'
 
 
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _is_foreign(request: Request) -> bool:
+    """Whether a page that this server did not send makes the request."""
+    origin = request.origin.partition('://')[2].lower()
+    return request.site not in ('', 'same-origin', 'none') or (
+        request.origin != '' and origin != request.host.lower()
+    )
+
+
 def _name(host: str) -> str:
     """The name in a header Host, without its port."""
     found = re.fullmatch(r'\[([^]]*)\](?::\d+)?|([^:]*)(?::\d+)?', host)
@@ -112,10 +179,6 @@ def _name(host: str) -> str:
 
 def _html(text: str, etag: str = '') -> Answer:
     return Answer(200, 'text/html; charset=utf-8', text.encode(), etag)
-
-
-def _in_json(draw: Callable[[str], dict[str, Any]]) -> Callable[[str], Answer]:
-    return lambda query: Answer(200, 'application/json', json.dumps(draw(query)).encode())
 
 
 def sentence(status: int, text: str) -> Answer:

@@ -1,9 +1,12 @@
 """The drawings of the page /draw: samples, and what a pixel attends to."""
 
+import contextlib
 import functools
+import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +26,8 @@ MAX_SEED = 2**32 - 1
 _PART = 16  # images drawn at a time; between parts, another request may take its turn
 _MAX_WAITING = 256  # requests for the device
 _MAX_WAIT = 60  # seconds that a request waits
+_POLL = 0.5  # seconds between two looks at whether a waiting client has left
+_ID = 16  # digits of a model's SHA-256, by which its drawings are told apart
 _MAX_LENGTH = 200  # characters of a value
 
 
@@ -30,19 +35,28 @@ class Refused(Exception):
     """A refused request; the arguments are the HTTP status and a sentence."""
 
 
+class ClientLeft(ConnectionError):
+    """The client closed its connection while its request waited for the device."""
+
+
+HasLeft = Callable[[], bool]
+Draw = Callable[[str, HasLeft], dict[str, Any]]
+
+
 class _Run(NamedTuple):
     """A run with its newest model; see `_create_device`."""
 
     config: ml_collections.ConfigDict
     class_names: Sequence[str]
-    device: Callable[[], AbstractContextManager[Model]]
+    device: Callable[[HasLeft], AbstractContextManager[Model]]
 
 
-def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]:
-    """Builds the functions that answer the queries 'samples' and 'attention'.
+def create_drawings(workdir: Path) -> dict[str, Draw]:
+    """Builds `draw(query, has_left)` for the queries 'samples' and 'attention'.
 
-    Any number of threads may call them. Both raise UserError at once for an invalid query, and
-    `Refused` when the device or a checkpoint is unavailable.
+    Any number of threads may call them. Both raise UserError at once for an invalid query,
+    `Refused` when the device or a checkpoint is unavailable, and `ClientLeft` when `has_left()` is
+    true before the drawing starts.
 
     Raises:
       UserError: when there is no run.
@@ -55,7 +69,7 @@ def create_drawings(workdir: Path) -> dict[str, Callable[[str], dict[str, Any]]]
     }
 
 
-def _samples(run: _Run, query: str) -> dict[str, Any]:
+def _samples(run: _Run, query: str, has_left: HasLeft) -> dict[str, Any]:
     """Images 0 … n - 1 of a seed as data URIs, with their classes; see `Model.sample`."""
     asked = _asked(query, ('class', 'seed', 'truncation', 'n'))
     n = _integer(asked, 'n', 16, 1, MAX_IMAGES)
@@ -66,7 +80,7 @@ def _samples(run: _Run, query: str) -> dict[str, Any]:
     for start in range(0, n, _PART):
         # Every part has `_PART` images, so that one compiled program draws all.
         indices, some = np.arange(start, start + _PART), np.resize(labels[start:], _PART)
-        with run.device() as newest:
+        with run.device(has_left) as newest:
             model = model or newest
             for batch in model.stream(indices, some, seed, truncation):
                 images.extend(batch)
@@ -74,6 +88,7 @@ def _samples(run: _Run, query: str) -> dict[str, Any]:
     conditional = run.config.model.conditioning != 'none'
     return {
         'step': model.step,
+        'model': model.sha256[:_ID],
         'images': [
             {
                 'source': page.data_uri(image, lossless=True),
@@ -84,22 +99,25 @@ def _samples(run: _Run, query: str) -> dict[str, Any]:
     }
 
 
-def _attention(run: _Run, query: str) -> dict[str, Any]:
+def _attention(run: _Run, query: str, has_left: HasLeft) -> dict[str, Any]:
     """The attention maps of a pixel of a sample, layer by layer; see `Model.attention`."""
-    keys = ('class', 'seed', 'truncation', 'step', 'number', 'row', 'column')
+    keys = ('class', 'seed', 'truncation', 'step', 'model', 'number', 'row', 'column')
     asked, size = _asked(query, keys), run.config.dataset.image_size
     number = _integer(asked, 'number', 0, 0, MAX_IMAGES - 1)
     row, column = (_integer(asked, key, 0, 0, size - 1) for key in ('row', 'column'))
     step = _integer(asked, 'step', 0, 0, 10**10 - 1) if 'step' in asked else None
     label = labels_of(run.config, run.class_names, _classes(asked), number + 1)[number]
     seed, truncation = _randomness(asked)
-    with run.device() as model:
+    with run.device(has_left) as model:
         if step not in (None, model.step):
             raise Refused(409, f'The run has reached step {model.step:,}: draw again.')
+        if asked.get('model', model.sha256[:_ID]) != model.sha256[:_ID]:
+            raise Refused(409, f'Step {model.step:,} is of another run now: draw again.')
         place = (row + 0.5) / size, (column + 0.5) / size
         maps = model.attention(number, label, place, seed, truncation)
     return {
         'step': model.step,
+        'model': model.sha256[:_ID],
         'maps': [
             {'resolution': resolution, 'weights': weights.tolist()}
             for resolution, weights in maps.items()
@@ -107,38 +125,43 @@ def _attention(run: _Run, query: str) -> dict[str, Any]:
     }
 
 
-def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]:
-    """Builds `with device() as model`, which gives the device to one thread at a time.
+def _create_device(workdir: Path) -> Callable[[HasLeft], AbstractContextManager[Model]]:
+    """Builds `with device(has_left) as model`, which gives the device to one thread at a time.
 
     The first request reads the model from the newest checkpoint; a later request reads it again if
-    there is a newer checkpoint.
+    the checkpoints have changed.
     """
-    load = create_loader(workdir)
+    load, folder = create_loader(workdir), RunFolder(workdir).checkpoints
     turn, places = threading.Lock(), threading.BoundedSemaphore(_MAX_WAITING)
-    model, tried = None, None
+    model: Model | None = None
+    read: object = None
 
-    def newest():
-        nonlocal model, tried
-        step = max(RunFolder(workdir).checkpoint_steps(), default=None)
-        if step is None and model is None:
-            raise Refused(503, 'There is no checkpoint to draw from yet: try again later.')
-        if step is not None and (model is None or step != tried):
-            tried = step
+    def newest() -> Model:
+        nonlocal model, read
+        present = _state_of(folder)
+        if model is None or present != read:
+            read = present
             try:
-                (model,) = load(step)
+                (model,) = load('newest')
             except UserError as error:  # just removed, or damaged: keep the last model
                 if model is None:
                     raise Refused(503, str(error)) from error
         return model
 
     @contextmanager
-    def device():
+    def device(has_left: HasLeft) -> Iterator[Model]:
         if not places.acquire(blocking=False):
             raise Refused(503, 'Too many requests wait for the device: try again in a minute.')
         try:
-            if not turn.acquire(timeout=_MAX_WAIT):
-                raise Refused(503, 'The device was busy for a minute: try again.')
+            deadline = time.monotonic() + _MAX_WAIT
+            while not turn.acquire(timeout=min(_POLL, _MAX_WAIT)):
+                if has_left():
+                    raise ClientLeft
+                if time.monotonic() > deadline:
+                    raise Refused(503, 'The device was busy for a minute: try again.')
             try:
+                if has_left():
+                    raise ClientLeft
                 yield newest()
             finally:
                 turn.release()
@@ -146,6 +169,18 @@ def _create_device(workdir: Path) -> Callable[[], AbstractContextManager[Model]]
             places.release()
 
     return device
+
+
+def _state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Which files a folder of checkpoints holds, without those that are being written."""
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith('.orbax-checkpoint-tmp')]
+        for path in (os.path.join(parent, name) for name in (*folders, *files)):
+            with contextlib.suppress(OSError):  # just removed
+                stat = os.stat(path)
+                found[path] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return found
 
 
 # ---- Queries. ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import http.client
 import io
 import json
@@ -9,11 +10,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,9 +27,12 @@ from PIL import Image
 import sagan_jax
 from sagan_jax import models
 from sagan_jax.errors import UserError
-from sagan_jax.run import provenance
+from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
+from sagan_jax.state import create_state, state_shapes
+from sagan_jax.trained.model import load_one
 from sagan_jax.viewing import answers, requests, serve
+from sagan_jax.viewing.answers import Request
 from tests import tiny
 from tests.viewing.test_report import Page
 
@@ -107,18 +114,118 @@ def test_a_newer_checkpoint_is_used(trained_workdir, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(trained_workdir, workdir)
     shutil.move(workdir / 'checkpoints' / '7', tmp_path / 'later')
-    answer = answers.create_answers(workdir, local=True)
-    waiting = answer('localhost', '/samples?n=1')
+    answer = answers.create_answers(workdir)
+    waiting = answer(Request('/samples?n=1'))
     assert (waiting.status, b'no checkpoint' in waiting.body) == (503, True)
     shutil.copytree(tmp_path / 'later', workdir / 'checkpoints' / '7')
-    assert json.loads(answer('localhost', '/samples?n=1').body)['step'] == 7
+    assert json.loads(answer(Request('/samples?n=1')).body)['step'] == 7
     shutil.copytree(tmp_path / 'later', workdir / 'checkpoints' / '9')
     shutil.rmtree(workdir / 'checkpoints' / '7')
-    assert json.loads(answer('localhost', '/samples?n=1').body)['step'] == 9
-    old = answer('localhost', '/attention?step=7')
+    assert json.loads(answer(Request('/samples?n=1')).body)['step'] == 9
+    old = answer(Request('/attention?step=7'))
     assert (old.status, old.body) == (409, b'The run has reached step 9: draw again.')
     (workdir / 'checkpoints' / '11').mkdir()  # a damaged one leaves the last one in use
-    assert json.loads(answer('localhost', '/samples?n=1').body)['step'] == 9
+    assert json.loads(answer(Request('/samples?n=1')).body)['step'] == 9
+
+
+def save(workdir, step, change=0.0):
+    """Writes a checkpoint whose parameters are those of the start of training, changed."""
+    state = jax.tree.map(
+        lambda leaf: (
+            np.asarray(leaf) + np.float32(change)
+            if np.issubdtype(leaf.dtype, np.floating)
+            else np.asarray(leaf)
+        ),
+        create_state(tiny.config(ema__decay=0.5)),
+    )
+    manager = checkpoints.open_manager(workdir / 'checkpoints', keep=9)
+    checkpoints.save(manager, step, state)
+    manager.close()
+
+
+def test_a_run_replaced_at_the_same_step_is_noticed(trained_workdir, tmp_path):
+    workdir = tmp_path / 'run'
+    shutil.copytree(trained_workdir, workdir)
+    answer = answers.create_answers(workdir)
+    first = json.loads(answer(Request('/samples?n=2')).body)
+    assert json.loads(answer(Request('/samples?n=2')).body) == first
+    assert answer(Request(f'/attention?step=7&model={first["model"]}')).status == 200
+
+    shutil.rmtree(workdir / 'checkpoints')
+    save(workdir, 7, change=0.1)
+    second = json.loads(answer(Request('/samples?n=2')).body)
+    new = sagan_jax.load(workdir)
+    assert (second['step'], second['model']) == (7, new.sha256[:16])
+    assert second['model'] != first['model']
+    images = np.stack([pixels(image['source']) for image in second['images']])
+    assert np.abs(images.astype(int) - new.sample(n=2)).max() <= 1
+    old = answer(Request(f'/attention?step=7&model={first["model"]}'))
+    assert (old.status, old.body) == (409, b'Step 7 is of another run now: draw again.')
+
+    names = ['cat', 'dog', 'owl']  # a run with other classes
+    record = json.loads((workdir / 'config.json').read_text()) | {'data': {'class_names': names}}
+    RunFolder(workdir).write_record(record)
+    assert b'>owl' in answer(Request('/draw')).body
+    third = json.loads(answer(Request('/samples?n=3')).body)
+    assert [image['class'] for image in third['images']] == names
+    (workdir / 'config.json').unlink()
+    gone = answer(Request('/samples?n=3'))
+    assert (gone.status, b'There is no run in' in gone.body) == (400, True)
+
+
+def odd_names(folder):
+    """Changes to a folder of checkpoints, the last of which is that of step 9."""
+    return {
+        'damaged': lambda: (folder / '11').mkdir(),
+        'zeros': lambda: shutil.copytree(folder / '9', folder / '0012'),
+        'digits': lambda: shutil.copytree(folder / '9', folder / '\N{ARABIC-INDIC DIGIT NINE}1'),
+        'unfinished': lambda: shutil.copytree(folder / '9', folder / '13.orbax-checkpoint-tmp'),
+        'file': lambda: (folder / '50').write_text('mine'),
+        'note': lambda: (folder / 'notes').mkdir(),
+    }
+
+
+def test_newest_means_what_it_means_elsewhere(trained_workdir, tmp_path, monkeypatch):
+    workdir, before = tmp_path / 'run', tmp_path / 'before'
+    shutil.copytree(trained_workdir, workdir)
+    save(workdir, 9)
+    shutil.copytree(workdir / 'checkpoints', before)
+    config = tiny.config(ema__decay=0.5)
+
+    def load(which):
+        """Models that draw nothing, since compiling takes seconds."""
+        run, like = RunFolder(workdir), state_shapes(config)
+        with checkpoints.chosen(config, run, which, like) as states:
+            for step, _ in states:
+                yield SimpleNamespace(step=step, sha256='', attention=lambda *_: {})
+
+    monkeypatch.setattr(requests, 'create_loader', lambda workdir: load)
+    seen = set()
+    for name, change in odd_names(workdir / 'checkpoints').items():
+        shutil.rmtree(workdir / 'checkpoints')
+        shutil.copytree(before, workdir / 'checkpoints')
+        running = answers.create_answers(workdir)
+        assert json.loads(running(Request('/attention')).body)['step'] == 9
+        change()
+        there, started = running(Request('/attention')), answers.create_answers(workdir)
+        expected = status_of_newest(load)
+        found = started(Request('/attention'))
+        seen.add(found.status)
+        if found.status == 200:
+            assert json.loads(found.body)['step'] == expected, name
+            assert there.body == found.body
+        else:
+            assert (found.status, found.body.decode()) == (503, expected), name
+            assert json.loads(there.body)['step'] == 9  # the last model stays
+    assert seen == {200, 503}
+
+
+def status_of_newest(load):
+    """The step of the newest checkpoint, or the sentence that refuses it."""
+    try:
+        return load_one(load, 'newest').step
+    except UserError as error:
+        return str(error)
 
 
 # ---- Errors. -----------------------------------------------------------------------------------
@@ -176,10 +283,73 @@ def test_other_paths_methods_and_hosts(port):
         assert get(port, '/draw', Host=host)[0] == 200
 
 
-def test_a_public_server_answers_under_any_name(trained_workdir):
-    assert (
-        answers.create_answers(trained_workdir, local=False)('evil.example', '/draw').status == 200
-    )
+@pytest.mark.parametrize(
+    ('host', 'status'),
+    [
+        ('localhost', 200),
+        ('localhost.:80', 200),
+        ('gpu1', 200),
+        ('GPU1:8000', 200),
+        ('10.0.0.7:8000', 200),
+        ('[fe80::1]:80', 200),
+        ('gpu2', 403),
+        ('gpu1.evil.example', 403),
+        ('10.0.0.7.evil.example', 403),
+        ('localhost.evil.example', 403),
+        ('evil.example', 403),
+        ('gpu1@evil.example', 403),
+        ('0x7f.1', 403),
+        ('', 403),
+    ],
+)
+def test_names_of_others_are_refused_wherever_it_listens(trained_workdir, host, status):
+    answer = answers.create_answers(trained_workdir, ['0.0.0.0', 'gpu1'])
+    for path in ('/', '/draw', '/nowhere'):
+        found = answer(Request(path, host=host)).status
+        assert found == (404 if status == 200 and path == '/nowhere' else status)
+
+
+OWN, LOCAL = 'http://gpu1:8000', 'http://localhost:8000'
+
+
+@pytest.mark.parametrize(
+    ('origin', 'site', 'is_foreign'),
+    [
+        ('', '', False),
+        ('', 'same-origin', False),
+        ('', 'none', False),
+        (OWN, 'same-origin', False),
+        (OWN, '', False),
+        ('', 'cross-site', True),
+        ('', 'same-site', True),
+        (OWN, 'cross-site', True),
+        (LOCAL, '', True),
+        ('http://gpu1:3000', '', True),
+        ('http://gpu1', 'same-site', True),
+        ('http://evil.example', '', True),
+        ('http://evil.example', 'same-origin', True),
+        ('null', '', True),
+        ('file://', '', True),
+    ],
+)
+def test_other_pages_do_not_draw(trained_workdir, monkeypatch, origin, site, is_foreign):
+    drawn = []
+    draw = {'samples': lambda query, has_left: drawn.append(query) or {}}
+    monkeypatch.setattr(requests, 'create_drawings', lambda workdir: draw)
+    answer = answers.create_answers(trained_workdir, ['gpu1'])
+    request = Request('/samples?n=1', 'gpu1:8000', origin, site)
+    assert answer(request).status == (403 if is_foreign else 200)
+    assert drawn == ([] if is_foreign else ['n=1'])
+    for page in ('/', '/draw'):  # a link from elsewhere may lead here
+        assert answer(request._replace(target=page)).status == 200
+
+
+def test_headers_of_other_pages_arrive(port):
+    for headers in ({'Origin': 'http://evil.example'}, {'Sec-Fetch-Site': 'cross-site'}):
+        status, _, body = get(port, '/samples?n=1', **headers)
+        assert (status, body) == (403, b'Another page must not draw here: open /draw.')
+    own = {'Origin': f'http://127.0.0.1:{port}', 'Sec-Fetch-Site': 'same-origin'}
+    assert get(port, '/samples?n=0', **own)[0] == 400
 
 
 def test_a_missing_run_or_a_used_port_is_refused(trained_workdir, tmp_path, port):
@@ -216,14 +386,14 @@ def test_pages_and_errors_do_not_wait_for_the_device(trained_workdir, monkeypatc
         return load
 
     monkeypatch.setattr(requests, 'create_loader', create_loader)
-    answer = answers.create_answers(trained_workdir, local=True)
+    answer = answers.create_answers(trained_workdir)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first = pool.submit(answer, 'localhost', '/samples')
+        first = pool.submit(answer, Request('/samples'))
         assert entered.wait(60)
-        assert answer('localhost', '/').status == 200
-        assert answer('localhost', '/draw').status == 200
-        assert answer('localhost', '/samples?class=99999').status == 400
-        others = [pool.submit(answer, 'localhost', '/samples') for _ in range(4)]
+        assert answer(Request('/')).status == 200
+        assert answer(Request('/draw')).status == 200
+        assert answer(Request('/samples?class=99999')).status == 400
+        others = [pool.submit(answer, Request('/samples')) for _ in range(4)]
         bodies = {other.result().body for other in others}
         leave.set()
         assert first.result().body == b'The end.'
@@ -232,6 +402,96 @@ def test_pages_and_errors_do_not_wait_for_the_device(trained_workdir, monkeypatc
         b'Too many requests wait for the device: try again in a minute.',
         b'The device was busy for a minute: try again.',
     }
+
+
+def connect(port, text=b''):
+    connection = socket.create_connection(('127.0.0.1', port), timeout=30)
+    connection.sendall(text)
+    return connection
+
+
+def test_slow_clients_shut_nobody_out(port):
+    slow = []
+    try:
+        for _ in range(400):
+            slow.append(connect(port, b'GET / HTTP/1.1\r\nHost: local'))
+        started = time.monotonic()
+        assert get(port, '/draw')[0] == 200
+        assert time.monotonic() - started < 5  # the deadline of a head is twice as long
+        closed = [connection for connection in slow if is_closed(connection)]
+        assert 100 <= len(closed) <= 110
+        assert set(closed) == set(slow[: len(closed)])  # who has waited for longest
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def is_closed(connection):
+    connection.settimeout(0)
+    try:
+        return connection.recv(1) == b''
+    except BlockingIOError:
+        return False
+
+
+@pytest.mark.parametrize('beginning', [b'', b'GET /draw HTTP/1.1\r\nHost: localhost\r\n\r\n'])
+def test_a_head_has_a_deadline_however_its_bytes_come(port, monkeypatch, beginning):
+    monkeypatch.setattr(serve, '_HEAD_SECONDS', 0.5)
+    connection = connect(port, beginning)
+    time.sleep(0.2 if beginning else 0)
+    started = time.monotonic()
+    with contextlib.suppress(OSError):
+        while time.monotonic() < started + 20:
+            connection.sendall(b'G')
+            time.sleep(0.05)
+    assert 0.3 < time.monotonic() - started < 10
+    connection.close()
+
+
+class Blank:
+    """A model that draws black images."""
+
+    step, sha256 = 7, 'a' * 64
+
+    def __init__(self):
+        self.drawn = 0
+
+    def stream(self, indices, labels, seed, truncation):
+        self.drawn += 1
+        yield np.zeros((len(indices), 32, 32, 3), np.uint8)
+
+
+def test_nothing_is_drawn_for_clients_that_have_left(trained_workdir, monkeypatch):
+    entered, leave, blank = threading.Event(), threading.Event(), Blank()
+
+    def load(which):
+        entered.set()
+        assert leave.wait(60)
+        return iter([blank])
+
+    monkeypatch.setattr(requests, 'create_loader', lambda workdir: load)
+    with serve.create_server(trained_workdir, '127.0.0.1', 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        asked = b'GET /samples?n=1 HTTP/1.1\r\nHost: localhost\r\n\r\n'
+        stays = connect(port, asked)
+        assert entered.wait(60)
+        others = [connect(port, asked) for _ in range(20)]
+        deadline = time.monotonic() + 30
+        while len(server.open - server.awaited.keys()) < 21:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for connection in others[1:]:
+            connection.close()
+        while len(server.open) > 2:  # they are let go while the device is busy
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        leave.set()
+        for connection in (stays, others[0]):
+            assert connection.recv(12) == b'HTTP/1.1 200'
+            connection.close()
+        server.shutdown()
+    assert blank.drawn == 2
 
 
 # ---- Pages. ------------------------------------------------------------------------------------
@@ -260,8 +520,8 @@ def test_names_on_the_draw_page_are_escaped(trained_workdir, tmp_path):
     RunFolder(workdir).write_record(
         provenance.record(tiny.config()) | {'data': {'class_names': names}}
     )
-    answer = answers.create_answers(workdir, local=True)
-    found = Page(answer('localhost', '/draw').body.decode())
+    answer = answers.create_answers(workdir)
+    found = Page(answer(Request('/draw')).body.decode())
     assert found.text.count(f'Samples of {workdir.name}') == 2
     assert f'Class all in turn {" ".join(names)} Seed' in found.text
     assert (len(found.all('script')), found.all('b')) == (1, [])
@@ -270,8 +530,8 @@ def test_names_on_the_draw_page_are_escaped(trained_workdir, tmp_path):
         provenance.record(tiny.config(model__conditioning='none'))
         | {'data': {'class_names': names}}
     )
-    answer = answers.create_answers(workdir, local=True)
-    assert Page(answer('localhost', '/draw').body.decode()).all('select') == []
+    answer = answers.create_answers(workdir)
+    assert Page(answer(Request('/draw')).body.decode()).all('select') == []
 
 
 MADE = ('img', '.chosen')  # created by draw.js
@@ -285,10 +545,10 @@ def test_selectors_of_scripts_match_their_page(trained_workdir, tmp_path):
     Image.new('RGB', (64, 96)).save(workdir / 'samples' / '000000.png')
     lines = [json.dumps({'step': step, 'generator_loss': 1.0}) for step in (1, 2)]
     (workdir / 'metrics.jsonl').write_text('\n'.join(lines))
-    answer = answers.create_answers(workdir, local=True)
+    answer = answers.create_answers(workdir)
     templates = Path(answers.__file__).parent / 'templates'
     for path, scripts, made in (('/', ('page.js', 'live.js'), ()), ('/draw', ('draw.js',), MADE)):
-        tags = Page(answer('localhost', path).body.decode()).tags
+        tags = Page(answer(Request(path)).body.decode()).tags
         code = ''.join((templates / name).read_text() for name in scripts)
         looked = re.findall(r"(?:querySelector(?:All)?|closest\??\.?|matches)\('([^']+)'\)", code)
         assert len(looked) >= 4
@@ -308,24 +568,54 @@ def matches(selector, tag, attributes):
     )
 
 
-def test_the_command_line_serves_until_interrupted(trained_workdir):
+def start(workdir, *flags):
+    """Starts a server in a process of its own; returns the process and its port."""
     root = str(Path(__file__).parents[2])
-    flags = ['--mode', 'serve', '--workdir', str(trained_workdir), '--port', '0']
     process = subprocess.Popen(
-        [sys.executable, '-m', 'sagan_jax.main', *flags],
+        [
+            *(sys.executable, '-m', 'sagan_jax.main', '--mode', 'serve'),
+            *('--workdir', str(workdir), '--port', '0', *flags),
+        ],
         cwd=root,
         env=os.environ | {'PYTHONPATH': root},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
+    for line in process.stdout:
+        if line.startswith('serving'):
+            break
+    return process, int(re.search(r'http://[0-9.]+:(\d+)/', line)[1])
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_in_one_line_while_it_draws(trained_workdir, number):
+    process, port = start(trained_workdir)
     try:
-        for line in process.stdout:
-            if line.startswith('serving'):
-                break
-        found = int(re.search(r'http://127\.0\.0\.1:(\d+)/', line)[1])
-        assert get(found, '/draw')[0] == 200
-        process.send_signal(signal.SIGINT)
-        assert 'ended          serving' in process.stdout.read()
-        assert process.wait(60) == 0
+        assert get(port, '/draw')[0] == 200
+        connections = [
+            connect(port, b'GET /samples?n=64 HTTP/1.1\r\nHost: localhost\r\n\r\n')
+            for _ in range(8)
+        ]
+        time.sleep(0.5)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, err
+        assert out == f'\nended          serving {trained_workdir}\n'
+        assert 'Traceback' not in err
+        assert 'Fatal' not in err
+        for connection in connections:
+            connection.close()
     finally:
         process.kill()
+
+
+def test_a_server_for_others_warns_and_keeps_their_names_out(trained_workdir):
+    process, port = start(trained_workdir, '--host', '0.0.0.0')
+    try:
+        assert process.stdout.readline().startswith('warning        others on the network can see')
+        for host, status in (('evil.example', 403), (socket.gethostname(), 200), ('10.0.0.7', 200)):
+            assert get(port, '/draw', Host=host)[0] == status
+    finally:
+        process.kill()
+        process.communicate()

@@ -35,7 +35,7 @@ async function draw(event) {
   const found = await ask('samples', values);
   if (!found) return;
   const { n, ...shared } = values;
-  drawn = { ...shared, step: found.step };
+  drawn = { ...shared, step: found.step, model: found.model };
   maps.hidden = true;
   samples.replaceChildren(...found.images.map(({ source, class: name }, number) => {
     const button = document.createElement('button');
