@@ -117,6 +117,23 @@ command_line.run(main, command_line.define_config())
     assert_refused(result, 'figures/a.png cannot be written (No space left on device)')
 
 
+def test_ctrl_c_ends_in_one_line():
+    code = """
+import os, signal
+from sagan_jax.system import command_line
+
+def main(argv):
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+
+command_line.run(main, command_line.define_config())
+"""
+    root = str(Path(__file__).parents[1])
+    command = [sys.executable, '-c', code]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, '\ninterrupted    by Ctrl-C\n')
+
+
 # Facts about the flags, collected in another process because flags are defined once per process.
 FLAGS = """
 import json, shlex

@@ -214,6 +214,21 @@ def test_a_full_disk_leaves_the_earlier_export(model, quick, tmp_path, monkeypat
     assert os.listdir(tmp_path) == ['export']
 
 
+def test_an_interruption_leaves_the_earlier_export(model, quick, tmp_path, monkeypatch):
+    folder = tmp_path / 'export'
+    export.export(model, tmp_path, folder)
+    before = contents(folder)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, 'save_png', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export.export(model, tmp_path, folder)
+    assert contents(folder) == before
+    assert os.listdir(tmp_path) == ['export']
+
+
 def test_a_folder_that_cannot_be_renamed_stays(model, quick, tmp_path, monkeypatch):
     folder = tmp_path / 'export'
     export.export(model, tmp_path, folder)
