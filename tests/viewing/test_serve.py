@@ -494,6 +494,19 @@ def test_nothing_is_drawn_for_clients_that_have_left(trained_workdir, monkeypatc
     assert blank.drawn == 2
 
 
+def test_a_client_that_left_before_its_turn_gets_no_drawing(trained_workdir, monkeypatch):
+    blank = Blank()
+    monkeypatch.setattr(requests, 'create_loader', lambda workdir: lambda which: iter([blank]))
+    answer = answers.create_answers(trained_workdir)
+    with pytest.raises(requests.ClientLeft):
+        answer(Request('/samples?n=1', has_left=lambda: True))
+    assert blank.drawn == 0
+    moments = iter([False, True, True])  # it leaves after the first of four parts
+    with pytest.raises(requests.ClientLeft):
+        answer(Request('/samples?n=64', has_left=lambda: next(moments)))
+    assert blank.drawn == 1
+
+
 # ---- Pages. ------------------------------------------------------------------------------------
 
 
