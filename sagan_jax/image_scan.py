@@ -47,21 +47,20 @@ def contents(folder: Path) -> Contents:
     for entry in _entries(folder):
         if entry.name.startswith('.') or entry.name.lower() in _IGNORED:
             continue
-        path = Path(entry.path)
         try:
             mode = entry.stat().st_mode
         except OSError as error:  # also for a link to itself
             kind = 'broken links' if entry.is_symlink() else 'unreadable files'
-            others.append(PassedOver(kind, path, error.strerror or ''))
+            others.append(PassedOver(kind, Path(entry.path), error.strerror or ''))
             continue
         if stat.S_ISDIR(mode):
-            folders.append(path)
+            folders.append(Path(entry.path))
         elif not stat.S_ISREG(mode):
-            others.append(PassedOver('special files', path))
+            others.append(PassedOver('special files', Path(entry.path)))
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             images.append(entry)
         else:
-            others.append(PassedOver('files that are not images', path))
+            others.append(PassedOver('files that are not images', Path(entry.path)))
     return Contents(folder, tuple(images), tuple(folders), tuple(others))
 
 
@@ -99,7 +98,7 @@ def describe(passed_over: Sequence[PassedOver], folder: Path) -> list[str]:
         names = [_name(entry, folder) for entry in entries[:NAMED]]
         if len(entries) > NAMED:
             names.append('…')
-        lines.append(f'passes over {len(entries):,} {kind}: {", ".join(names)}')
+        lines.append(f'{len(entries):,} not used, {kind}: {", ".join(names)}')
     return lines
 
 

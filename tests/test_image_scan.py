@@ -92,8 +92,8 @@ def test_up_to_ten_are_named_and_all_counted(tmp_path):
     passed_over = [PassedOver('files', tmp_path / f'{number:02}') for number in range(12)]
     passed_over.insert(3, PassedOver('nested folders', Path('/x/sub'), '3 images'))
     assert describe(passed_over, tmp_path) == [
-        f'passes over 12 files: {", ".join(f"{number:02}" for number in range(10))}, …',
-        'passes over 1 nested folders: /x/sub (3 images)',
+        f'12 not used, files: {", ".join(f"{number:02}" for number in range(10))}, …',
+        '1 not used, nested folders: /x/sub (3 images)',
     ]
     assert describe([], tmp_path) == []
 

@@ -180,7 +180,7 @@ def test_a_finished_run_stays_unchanged(finished, pictures, capsys):
     train(config, workdir)
     printed = capsys.readouterr().out
     assert '5 of 5 steps are done already' in printed
-    assert ' passes over 1 files that are not images: notes.txt\n' in printed
+    assert ' 1 not used, files that are not images: notes.txt\n' in printed
     assert before == {p: p.read_bytes() for p in workdir.rglob('*') if p in before}
 
 

@@ -55,8 +55,9 @@ def scan(source_dir: str | os.PathLike | None) -> Listing:
     Class folders whose names differ only in their Unicode form are one class.
 
     Raises:
-      UserError: if there is no such folder, if it or a class folder has no images, if its layout is
-        not recognised, or if a class of the test split is missing from the training split.
+      UserError: if there is no such folder, if it or a class folder has no images or a name that is
+        not UTF-8, if its layout is not recognised, or if a class of the test split is missing from
+        the training split.
     """
     if not source_dir:
         raise UserError(
@@ -67,6 +68,7 @@ def scan(source_dir: str | os.PathLike | None) -> Listing:
     if not os.path.isdir(folder):
         raise UserError(f'There is no folder {folder}: check --config.dataset.source_dir.')
 
+    _check_name(folder)
     passed_over: list[PassedOver] = []
     split_folders = _find_splits(_unwrapped(contents(folder), passed_over), passed_over)
     flat = not split_folders['train'].folders
@@ -76,7 +78,7 @@ def scan(source_dir: str | os.PathLike | None) -> Listing:
     }
     class_names = tuple(classes['train'])
     for split, folders in classes.items():
-        for name in folders.keys() - class_names:
+        for name in sorted(folders.keys() - class_names):
             raise UserError(
                 f'There are images of {name} in {split_folders[split].path} but none in '
                 f'{split_folders["train"].path}: give both the same class folders.'
@@ -88,7 +90,7 @@ def scan(source_dir: str | os.PathLike | None) -> Listing:
         for name, parts in folders.items():
             for part in parts:
                 if name != (folder.name if flat else part.path.name):
-                    digest.update(name.encode('utf-8', 'surrogateescape'))  # stored by its label
+                    digest.update(name.encode())  # stored by its label
                 for entry in _images_of(part, passed_over):
                     status = entry.stat()
                     line = f'\0{status.st_size}\0{status.st_mtime_ns}\0'
@@ -147,6 +149,7 @@ def _find_classes(split: Contents, passed_over: list[PassedOver]) -> dict[str, l
     passed_over += [PassedOver('images beside class folders', Path(e.path)) for e in split.images]
     classes: dict[str, list[Contents]] = {}
     for folder in split.folders:
+        _check_name(folder)
         classes.setdefault(canonical(folder.name), []).append(contents(folder))
     return dict(sorted(classes.items()))
 
@@ -167,6 +170,16 @@ def _images_of(found: Contents, passed_over: list[PassedOver]) -> tuple[os.DirEn
         )
     passed_over += [_not_read('nested folders', folder) for folder in found.folders]
     return found.images
+
+
+def _check_name(folder: Path) -> None:
+    """Class names, and the path of the folder, are stored as UTF-8 with the prepared data."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f'The name of the folder {printable(str(folder))} is not UTF-8: rename it.'
+        ) from None
 
 
 def _not_read(kind: str, folder: Path) -> PassedOver:

@@ -65,7 +65,7 @@ def test_train_valid_and_test(tmp_path):
         'train': [('train/cat/1.png', 'cat')],
         'test': [('test/cat/4.png', 'cat')],
     }
-    assert passed_over(tmp_path) == ['passes over 1 splits that are not read: valid (2 images)']
+    assert passed_over(tmp_path) == ['1 not used, splits that are not read: valid (2 images)']
 
 
 @pytest.mark.parametrize('wrapper', ['data/', 'a/b/c/', 'train/'])
@@ -75,7 +75,7 @@ def test_wrapper_folders_are_looked_through(tmp_path, wrapper):
         (f'{wrapper}cat/1.png', 'cat'),
         (f'{wrapper}dog/2.png', 'dog'),
     ]
-    assert passed_over(tmp_path) == ['passes over 1 files that are not images: README.txt']
+    assert passed_over(tmp_path) == ['1 not used, files that are not images: README.txt']
 
 
 def test_a_wrapper_in_each_class_folder(tmp_path):
@@ -84,7 +84,7 @@ def test_a_wrapper_in_each_class_folder(tmp_path):
         ('train/n01/images/1.jpg', 'n01'),
         ('train/n02/n02/2.jpg', 'n02'),
     ]
-    assert passed_over(tmp_path) == ['passes over 1 files that are not images: train/n01/boxes.txt']
+    assert passed_over(tmp_path) == ['1 not used, files that are not images: train/n01/boxes.txt']
 
 
 def test_one_class_folder_is_no_wrapper(tmp_path):
@@ -144,10 +144,10 @@ def test_everything_that_is_not_used_is_named(tmp_path):
     (tmp_path / 'dog' / 'gone.png').symlink_to(tmp_path / 'nowhere')
     assert len(used(tmp_path)['train']) == 6
     assert sorted(passed_over(tmp_path)) == [
-        'passes over 1 broken links: dog/gone.png (No such file or directory)',
-        'passes over 1 files that are not images: dog/9.heic',
-        'passes over 1 images beside class folders: beside.png',
-        'passes over 1 nested folders: cat/deep (2 images)',
+        '1 not used, broken links: dog/gone.png (No such file or directory)',
+        '1 not used, files that are not images: dog/9.heic',
+        '1 not used, images beside class folders: beside.png',
+        '1 not used, nested folders: cat/deep (2 images)',
     ]
 
 
@@ -196,6 +196,27 @@ def test_unicode_forms_of_a_name_are_one_class(tmp_path, name):
     make(tmp_path, f'train/{composed}/4.png')  # both forms in one folder
     assert [label for _, label in used(tmp_path)['train']].count(composed) == 2
     assert len(scan(tmp_path).class_names) == 2
+
+
+@pytest.mark.parametrize('name', ['pics/cat', 'pi\udcffcs/cat', 'pics/c\udce4t', 'train/c\udce4t'])
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path, name):
+    make(tmp_path, f'{name}/\udcff.png', 'test/cat/1.png' if 'train' in name else 'pics/x/1.png')
+    folder = tmp_path if 'train' in name else tmp_path / name.split('/')[0]
+    if name == 'pics/cat':
+        assert len(scan(folder).splits['train']) == 2
+        return
+    with pytest.raises(UserError, match=r'The name of the folder .*\\udc.* is not UTF-8') as error:
+        scan(folder)
+    str(error.value).encode()
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['-x', 'a,b', '12', '%s', '{0}', '*?[1]', '\u202e', 'a\nb', 'a ', "'", '\\', '\U0001f600'],
+)
+def test_any_other_name_is_a_class(tmp_path, name):
+    make(tmp_path, f'{name}/1.png', 'z/2.png')
+    assert sorted(used(tmp_path)['train']) == sorted([(f'{name}/1.png', name), ('z/2.png', 'z')])
 
 
 def test_the_fingerprint_of_ordinary_folders_is_as_in_version_0_1(tmp_path):

@@ -245,8 +245,8 @@ def test_what_is_passed_over_is_known_to_the_source(dataset, folder):
     source = data.load(dataset)
     assert len(source) == 15
     assert sorted(source.passed_over) == [
-        'passes over 1 files that are not images: cat/notes.txt',
-        'passes over 1 images beside class folders: beside.png',
+        '1 not used, files that are not images: cat/notes.txt',
+        '1 not used, images beside class folders: beside.png',
     ]
 
 

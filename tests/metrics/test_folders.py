@@ -88,8 +88,8 @@ def test_hidden_files_are_ignored_and_others_are_named(folder):
     found = folders.find(folder, seed=0)
     assert sorted(indices(found.paths)) == list(range(7))
     assert sorted(found.passed_over) == [
-        'passes over 1 broken links: sub/gone.png (No such file or directory)',
-        'passes over 1 files that are not images: notes.txt',
+        '1 not used, broken links: sub/gone.png (No such file or directory)',
+        '1 not used, files that are not images: notes.txt',
     ]
 
 

@@ -45,7 +45,7 @@ def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_p
     assert json.loads(lines.read_text()) == rows
     assert [row['name'] for row in rows] == NAMES
     assert '12/12' in err  # the progress
-    assert 'real: passes over 1 files that are not images: class0/notes.txt' in err
+    assert 'real: 1 not used, files that are not images: class0/notes.txt' in err
     assert 'img/s' in err
     assert 'Warning: FID from 11 real and 12 fake samples of 2048 features' in err
 
