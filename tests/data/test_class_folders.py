@@ -151,6 +151,14 @@ def test_everything_that_is_not_used_is_named(tmp_path):
     ]
 
 
+def test_what_lies_beside_the_splits_is_named(tmp_path):
+    make(tmp_path, 'train/cat/1.png', 'test/cat/2.png', 'labels.csv', 'cover.jpg', 'train/x.txt')
+    assert sorted(passed_over(tmp_path)) == [
+        '1 not used, images beside the splits: cover.jpg',
+        '2 not used, files that are not images: labels.csv, train/x.txt',
+    ]
+
+
 part = st.sampled_from(['cat', 'dog', 'train', 'Test', 'val', 'data'])
 files = st.sampled_from(['1.png', '2.jfif', '3.txt', '4', '.hidden', 'Thumbs.db'])
 
