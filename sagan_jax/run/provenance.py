@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import ml_collections
 from flax.traverse_util import flatten_dict
 
 from sagan_jax import __version__
+from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.system.records import differences, versions
@@ -33,28 +35,58 @@ _CODE = Path(__file__).parents[1]  # all of this package
 
 
 def check_configuration(run: RunFolder, config: ml_collections.ConfigDict) -> None:
-    """Refuses to continue from the checkpoints of another configuration.
+    """Refuses to continue a run with another configuration, from its first moment on.
 
-    Keys that were added after the run count as their defaults.
+    A run without checkpoints whose configuration cannot be read may start again.
 
     Raises:
-      UserError: naming the keys that differ, other than `FREE_KEYS` and those of `FREE_SECTIONS`;
-        or if the run's configuration cannot be read.
+      UserError: naming the keys that differ, see `configuration_differences`; or if the run has
+        checkpoints and its configuration cannot be read.
     """
-    if not run.checkpoint_steps():
+    has_checkpoints = bool(run.checkpoint_steps())
+    try:
+        before = flatten_dict(run.record()['config'], sep='.')
+    except UserError:
+        if has_checkpoints:
+            raise
         return
-    before = flatten_dict(run.record()['config'], sep='.')
-    now = flatten_dict(json.loads(config.to_json()), sep='.')
-    different = [
+    different = configuration_differences(before, config)
+    if different:
+        or_remove = '' if has_checkpoints else ', or remove the folder, which has no checkpoints'
+        raise UserError(
+            f'The run in {run.path} belongs to another configuration, {", ".join(different)}: '
+            f'choose another --workdir or the same configuration{or_remove}.'
+        )
+
+
+def configuration_differences(
+    before: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> list[str]:
+    """Where a configuration differs from an earlier one in what decides results, for people.
+
+    Keys that were added since count as their defaults. `FREE_KEYS` and those of `FREE_SECTIONS`
+    may differ.
+
+    Args:
+      before: JSON values by dotted name; those of free keys may be missing.
+      config: the configuration now.
+    """
+    now, default = _flat(config), _flat(defaults.get_config())
+    return [
         f'{key} ({there} there, {here} here)'
-        for key, there, here in differences(before, now)
+        for key, there, here in differences(default | before, now)
         if not _is_free(key, now)
     ]
-    if different:
-        raise UserError(
-            f'The checkpoints in {run.path} belong to another configuration, '
-            f'{", ".join(different)}: choose another --workdir or the same configuration.'
-        )
+
+
+def decisive(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The keys of a configuration that decide results: JSON values by dotted name."""
+    values = _flat(config)
+    return {key: value for key, value in values.items() if not _is_free(key, values)}
+
+
+def _flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return flatten_dict(json.loads(config.to_json()), sep='.')
 
 
 def _is_free(key: str, config: dict[str, Any]) -> bool:
