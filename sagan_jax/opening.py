@@ -51,6 +51,7 @@ class Run:
         other than the first.
       stopwatch: measures the speed between two log lines.
       warned: signs of collapse that were reported and still hold.
+      unsaved_best: the step and the state of the best checkpoint, if it could not be written.
       save_failed: whether the last checkpoint could not be written.
       ending: whether the loop ends before the last step.
     """
@@ -71,6 +72,7 @@ class Run:
     confirm: Callable[[], None] | None
     stopwatch: Stopwatch
     warned: frozenset[str] = frozenset()
+    unsaved_best: tuple[int, TrainState] | None = None
     save_failed: bool = False
     ending: bool = False
 
@@ -184,7 +186,7 @@ def _restore_or_begin(
     fresh: TrainState,
 ) -> TrainState:
     """The newest checkpoint; `fresh` if there is none."""
-    restored = checkpoints.restore_newest(recent, fresh)
+    restored = checkpoints.restore_newest(recent, fresh, config)
     step, steps = 0 if restored is None else int(restored.step), config.num_train_steps
     if step % config.steps_per_call:
         raise UserError(

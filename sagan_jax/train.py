@@ -188,6 +188,7 @@ def score_samples(run: Run, step: int, state: TrainState, values: Values) -> Non
             run.ending = True
             return
         before = run.best.latest_step() if run.best else None
+        before = run.unsaved_best[0] if run.unsaved_best else before
         is_best = distributed.on_first(
             lambda: evaluate.is_best(run.config, run.folder, rows, before)
         )
@@ -197,16 +198,24 @@ def score_samples(run: Run, step: int, state: TrainState, values: Values) -> Non
         line = '  '.join(f'{name} {value:.4g}' for name, value in scores.items())
         print(f'scores         {line}{"  (best)" if is_best else ""}')
         if is_best:
-            checkpoints.save(run.best, step, checked_copy(step, state, run.recent))
+            run.unsaved_best = step, checked_copy(step, state, run.recent)
+            save_best(run)
 
 
 def save_checkpoint(run: Run, step: int, state: TrainState, values: Values) -> None:
-    """Starts to save the state; a save that failed is tried again at the next log line."""
+    """Starts to save the state; saves that failed are tried again at the next log line."""
     run.save_failed = run.save_failed or checkpoints.has_failed(run.recent)
     due = is_due(run.config, step, run.config.checkpoint_every)
     if due or distributed.vote(run.save_failed)():
         copy = checked_copy(step, state, run.recent)
-        run.save_failed = not checkpoints.save(run.recent, step, copy)
+        run.save_failed = not checkpoints.save(run.recent, step, copy, run.config)
+    save_best(run)
+
+
+def save_best(run: Run) -> None:
+    """Saves the best state, if that was not done yet, and waits for it."""
+    if run.unsaved_best and checkpoints.save_at_once(run.best, *run.unsaved_best, run.config):
+        run.unsaved_best = None
 
 
 def write_report(run: Run, step: int, state: TrainState, values: Values) -> None:
@@ -249,7 +258,10 @@ def finish(run: Run, step: int, state: TrainState) -> None:
       SystemExit: if a signal ended the loop.
     """
     confirm_owner(run, step, state, {})
-    checkpoints.finish(run.recent, step, checked_copy(step, state, run.recent))
+    copy = checked_copy(step, state, run.recent)
+    checkpoints.finish(run.recent, step, copy, run.config)
+    if run.unsaved_best:
+        checkpoints.finish(run.best, *run.unsaved_best, run.config)
     write_report(run, step, state, {})
     if run.ending:
         print(f'interrupted    at step {step:,}, which is saved: give the same command to resume')

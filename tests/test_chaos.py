@@ -159,7 +159,7 @@ def assert_same(here, there, config):
         states = []
         for run in (here, there):
             manager = checkpoints.open_manager(run / folder)
-            states.append(checkpoints.restore_newest(manager, create_state(config)))
+            states.append(checkpoints.restore_newest(manager, create_state(config), config))
             manager.close()
         leaves = [checkpoints.named_leaves(state) for state in states]
         for name, leaf in leaves[0].items():
@@ -194,7 +194,7 @@ def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(folder, tmp_
     else:
         assert status == -signal.SIGTERM
     manager = checkpoints.open_manager(tmp_path / 'checkpoints')
-    state = checkpoints.restore_newest(manager, create_state(run.config))
+    state = checkpoints.restore_newest(manager, create_state(run.config), run.config)
     manager.close()
     assert int(state.step) >= SAVED_EVERY
     assert all(np.isfinite(leaf).all() for leaf in checkpoints.named_leaves(state).values())

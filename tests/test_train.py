@@ -38,7 +38,7 @@ def read_metrics(workdir):
 
 def read_state(workdir, config):
     manager = checkpoints.open_manager(workdir / 'checkpoints')
-    state = checkpoints.restore_newest(manager, create_state(config))
+    state = checkpoints.restore_newest(manager, create_state(config), config)
     manager.close()
     return state
 

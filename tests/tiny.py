@@ -110,5 +110,5 @@ def trained_run(workdir: Path) -> None:
         provenance.record(made) | {'data': {'class_names': ['class0', 'class1', 'class2']}}
     )
     manager = checkpoints.open_manager(workdir / 'checkpoints', keep=1)
-    checkpoints.save(manager, 7, state)
+    checkpoints.save(manager, 7, state, made)
     manager.close()

@@ -21,6 +21,7 @@ from sagan_jax.system import distributed
 
 # What Orbax and the formats below it raise when they cannot write.
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
+_ORIGIN = 'saved as'  # beside the arrays' paths in `checks`, and not the path of any
 _PAUSES = (0, 10, 60)  # seconds before each retry of a run's last checkpoint
 
 _FIX = ': remove it, or choose another step.'
@@ -34,7 +35,7 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
     """Opens Orbax's manager of a folder of checkpoints. It saves asynchronously and atomically.
 
     Only process 0 opens it. A checkpoint has two items: `state`, the arrays, and `checks`, their
-    checksums.
+    checksums, the step and the keys of the configuration that decide results.
 
     Args:
       folder: a run's `checkpoints/` or `best/`.
@@ -56,7 +57,9 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager | None, step: int, state: Any) -> bool:
+def save(
+    manager: ocp.CheckpointManager | None, step: int, state: Any, config: ml_collections.ConfigDict
+) -> bool:
     """Starts to save a state of host arrays at `step`. Writing continues in the background.
 
     Returns False and prints a warning if this or the previous checkpoint cannot be written. Earlier
@@ -70,13 +73,29 @@ def save(manager: ocp.CheckpointManager | None, step: int, state: Any) -> bool:
         manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), checks=ocp.args.JsonSave(_checks(state))
+                state=ocp.args.StandardSave(state),
+                checks=ocp.args.JsonSave(_checks(state, step, config)),
             ),
         )
     except _UNWRITABLE as error:
         _give_up(manager, error)
         return False
     return True
+
+
+def save_at_once(
+    manager: ocp.CheckpointManager | None, step: int, state: Any, config: ml_collections.ConfigDict
+) -> bool:
+    """As `save`, but waits until the checkpoint is on disk, and returns whether it is."""
+    if manager is None:
+        return True
+    for _ in range(2):  # the first save may only learn that an earlier one had failed
+        if save(manager, step, state, config):
+            with _giving_up(manager):
+                manager.wait_until_finished()
+        if manager.latest_step() == step:
+            return True
+    return False
 
 
 def has_failed(manager: ocp.CheckpointManager | None) -> bool:
@@ -91,7 +110,9 @@ def has_failed(manager: ocp.CheckpointManager | None) -> bool:
     return False
 
 
-def finish(manager: ocp.CheckpointManager | None, step: int, state: Any) -> None:
+def finish(
+    manager: ocp.CheckpointManager | None, step: int, state: Any, config: ml_collections.ConfigDict
+) -> None:
     """Waits until `step` is on disk, and saves it again if needed. Does nothing without a manager.
 
     Raises:
@@ -103,7 +124,7 @@ def finish(manager: ocp.CheckpointManager | None, step: int, state: Any) -> None
         time.sleep(pause)
         with _giving_up(manager):
             manager.wait_until_finished()
-        if manager.latest_step() != step and save(manager, step, state):
+        if manager.latest_step() != step and save(manager, step, state, config):
             with _giving_up(manager):
                 manager.wait_until_finished()
         if manager.latest_step() == step:
@@ -150,31 +171,37 @@ def _remove_remains(folder: Path) -> None:
         shutil.rmtree(remains, ignore_errors=True)
 
 
-def restore_newest(manager: ocp.CheckpointManager | None, like: Any) -> Any | None:
+def restore_newest(
+    manager: ocp.CheckpointManager | None, like: Any, config: ml_collections.ConfigDict
+) -> Any | None:
     """Restores the newest undamaged checkpoint, see `restore`. Returns None if there are none.
 
     Damaged checkpoints are skipped with a warning and moved beside the manager's folder, so that
     new ones can take their place. All processes must call it, and all get the result.
 
     Raises:
-      UserError: if all checkpoints are damaged, or the newest has another structure than `like`.
+      UserError: if all checkpoints are damaged, or the newest has another structure than `like`,
+        another step or another configuration.
     """
-    return _everywhere(lambda: _restore_newest(manager, like), like)
+    return _everywhere(lambda: _restore_newest(manager, like, config), like)
 
 
-def restore(manager: ocp.CheckpointManager | None, like: Any, step: int) -> Any:
+def restore(
+    manager: ocp.CheckpointManager | None, like: Any, step: int, config: ml_collections.ConfigDict
+) -> Any:
     """Restores the checkpoint of a step as host arrays, in all processes.
 
     Args:
       manager: from `open_manager`; None in all processes except process 0.
       like: a tree of arrays with the same structure, shapes and dtypes.
       step: the checkpoint's step.
+      config: the run's configuration.
 
     Raises:
-      UserError: if the checkpoint cannot be read, differs from what was saved, or has another
-        structure than `like`.
+      UserError: if the checkpoint cannot be read, differs from what was saved, has another
+        structure than `like`, or was saved at another step or with another configuration.
     """
-    return _everywhere(lambda: _restore(manager, like, step), like)
+    return _everywhere(lambda: _restore(manager, like, step, config), like)
 
 
 def _everywhere(read: Callable[[], Any | None], like: Any) -> Any | None:
@@ -194,11 +221,13 @@ def _blank(like: Any) -> Any:
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
 
 
-def _restore_newest(manager: ocp.CheckpointManager, like: Any) -> Any | None:
+def _restore_newest(
+    manager: ocp.CheckpointManager, like: Any, config: ml_collections.ConfigDict
+) -> Any | None:
     damaged = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            state = _restore(manager, like, step)
+            state = _restore(manager, like, step, config)
         except DamagedError as error:
             print(f'warning        {error}')
             damaged.append(step)
@@ -218,7 +247,9 @@ def _restore_newest(manager: ocp.CheckpointManager, like: Any) -> Any | None:
     return None
 
 
-def _restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
+def _restore(
+    manager: ocp.CheckpointManager, like: Any, step: int, config: ml_collections.ConfigDict
+) -> Any:
     """As `restore`, in process 0. Raises DamagedError if the checkpoint is damaged."""
     path = manager.directory / str(step)
 
@@ -234,6 +265,7 @@ def _restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
     saved = read(checks=ocp.args.JsonRestore())['checks']
     if not isinstance(saved, dict) or saved.pop('itself', None) != _checksum_of(saved):
         raise DamagedError(f'The checkpoint {path} is damaged, its checksums have changed{_FIX}')
+    _check_origin(path, step, saved.pop(_ORIGIN, None), config)
     shapes = {name: list(leaf.shape) for name, leaf in named_leaves(like).items()}
     if {name: shape for name, (shape, _) in saved.items()} != shapes:
         raise UserError(
@@ -247,9 +279,30 @@ def _restore(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
     return state
 
 
-def _checks(state: Any) -> dict[str, Any]:
-    """The shape and the CRC-32 of each array by its path, and the CRC-32 of all these."""
-    checks = {name: [list(leaf.shape), _crc32(leaf)] for name, leaf in named_leaves(state).items()}
+def _check_origin(
+    path: Path, step: int, origin: dict[str, Any] | None, config: ml_collections.ConfigDict
+) -> None:
+    """Refuses a checkpoint that was renamed or belongs to another run; accepts old ones without."""
+    if origin is None:
+        return
+    if origin['step'] != step:
+        raise UserError(
+            f'The checkpoint {path} was saved at step {origin["step"]}: rename it back, or move it '
+            'out of the folder.'
+        )
+    different = provenance.configuration_differences(origin['config'], config)
+    if different:
+        raise UserError(
+            f'The checkpoint {path} belongs to another configuration, {", ".join(different)}: '
+            'move it out of the folder.'
+        )
+
+
+def _checks(state: Any, step: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The shape and the CRC-32 of each array by its path, the origin, and the CRC-32 of all."""
+    leaves = named_leaves(state).items()
+    checks: dict[str, Any] = {name: [list(leaf.shape), _crc32(leaf)] for name, leaf in leaves}
+    checks[_ORIGIN] = {'step': step, 'config': provenance.decisive(config)}
     return checks | {'itself': _checksum_of(checks)}
 
 
@@ -320,7 +373,7 @@ def chosen(
     """
     manager, steps = choose(config, run, which)
     try:
-        yield ((step, restore(manager, like, step)) for step in steps)
+        yield ((step, restore(manager, like, step, config)) for step in steps)
     finally:
         if manager:
             manager.close()

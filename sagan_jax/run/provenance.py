@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def check_configuration(run: RunFolder, config: ml_collections.ConfigDict) -> No
 
 
 def configuration_differences(
-    before: Mapping[str, Any], config: ml_collections.ConfigDict
+    before: dict[str, Any], config: ml_collections.ConfigDict
 ) -> list[str]:
     """Where a configuration differs from an earlier one in what decides results, for people.
 

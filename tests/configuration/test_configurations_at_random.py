@@ -102,9 +102,9 @@ def trains_and_survives_a_checkpoint(values, devices, folder):
 
     saved = jax.tree.map(np.array, single_copy(state))
     manager = checkpoints.open_manager(folder, keep=1)
-    assert checkpoints.save(manager, step, saved)
-    checkpoints.finish(manager, step, saved)
-    restored = checkpoints.restore_newest(manager, create_state(config))
+    assert checkpoints.save(manager, step, saved, config)
+    checkpoints.finish(manager, step, saved, config)
+    restored = checkpoints.restore_newest(manager, create_state(config), config)
     manager.close()
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     for name, leaf in checkpoints.named_leaves(restored).items():

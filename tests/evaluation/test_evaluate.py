@@ -49,7 +49,7 @@ def run(folder, tmp_path_factory):
 
 def final_state(config, workdir, step=None):
     manager = checkpoints.open_manager(workdir / 'checkpoints')
-    state = checkpoints.restore(manager, jax.eval_shape(lambda: create_state(config)), step)
+    state = checkpoints.restore(manager, jax.eval_shape(lambda: create_state(config)), step, config)
     manager.close()
     return state
 
@@ -285,7 +285,7 @@ def test_a_run_without_checkpoints_is_refused(folder, tmp_path):
 def test_a_checkpoint_without_a_generator_is_refused(run, tmp_path):
     config, workdir = run
     manager = checkpoints.open_manager(tmp_path / 'checkpoints', keep=1)
-    checkpoints.save(manager, 7, {'weights': np.zeros(3)})
+    checkpoints.save(manager, 7, {'weights': np.zeros(3)}, config)
     manager.close()
     (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
     with pytest.raises(UserError, match='/7 does not match the generator'):

@@ -9,11 +9,14 @@ import pytest
 
 from sagan_jax.errors import UserError
 from sagan_jax.run import checkpoints
+from tests import tiny
 
 STATE = {
     'kernel': np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32),
     'step': np.zeros((), np.int32),
 }
+
+CONFIG = tiny.config()
 
 
 def at(step):
@@ -23,8 +26,8 @@ def at(step):
 def save(folder, *steps):
     manager = checkpoints.open_manager(folder, keep=2)
     for step in steps:
-        assert checkpoints.save(manager, step, at(step))
-        checkpoints.finish(manager, step, at(step))
+        assert checkpoints.save(manager, step, at(step), CONFIG)
+        checkpoints.finish(manager, step, at(step), CONFIG)
     manager.close()
 
 
@@ -51,16 +54,16 @@ def test_a_damaged_checkpoint_is_skipped_or_intact(damage, tmp_path, capsys):
         shutil.copytree(tmp_path / 'whole', run / 'checkpoints')
         damage(run / 'checkpoints' / path.relative_to(tmp_path / 'whole'))
         manager = checkpoints.open_manager(run / 'checkpoints', keep=2)
-        state = checkpoints.restore_newest(manager, STATE)
+        state = checkpoints.restore_newest(manager, STATE, CONFIG)
         step = int(state['step'])
         np.testing.assert_array_equal(state['kernel'], STATE['kernel'])
         printed = capsys.readouterr().out
         assert ('damaged' in printed or 'cannot be read' in printed) == (step == 1)
         skipped += step == 1
         if step == 1:  # the damaged one does not prevent saving this step again
-            assert checkpoints.save(manager, 2, at(2))
-            checkpoints.finish(manager, 2, at(2))
-            assert int(checkpoints.restore_newest(manager, STATE)['step']) == 2
+            assert checkpoints.save(manager, 2, at(2), CONFIG)
+            checkpoints.finish(manager, 2, at(2), CONFIG)
+            assert int(checkpoints.restore_newest(manager, STATE, CONFIG)['step']) == 2
         manager.close()
     assert skipped >= 3
 
@@ -71,7 +74,7 @@ def test_all_checkpoints_damaged(tmp_path):
         truncate(path)
     manager = checkpoints.open_manager(tmp_path / 'checkpoints', keep=2)
     with pytest.raises(UserError, match=r'All checkpoints in .* are damaged'):
-        checkpoints.restore_newest(manager, STATE)
+        checkpoints.restore_newest(manager, STATE, CONFIG)
     assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'1', '2'}
 
 
@@ -80,7 +83,7 @@ def test_a_checkpoint_of_another_network_is_not_damaged(tmp_path):
     manager = checkpoints.open_manager(tmp_path, keep=2)
     for other in (STATE | {'kernel': np.zeros((3, 400))}, {'step': STATE['step']}):
         with pytest.raises(UserError, match='does not match the generator') as caught:
-            checkpoints.restore_newest(manager, other)
+            checkpoints.restore_newest(manager, other, CONFIG)
         assert not isinstance(caught.value, checkpoints.DamagedError)
 
 
@@ -100,22 +103,22 @@ def test_a_full_disk_keeps_earlier_checkpoints(tmp_path, capsys, monkeypatch):
     save(tmp_path, 1, 2)
     manager = checkpoints.open_manager(tmp_path, keep=2)
     with full_disk(), pytest.raises(UserError, match='last checkpoint cannot be written'):
-        checkpoints.finish(manager, 3, at(3))
+        checkpoints.finish(manager, 3, at(3), CONFIG)
     assert 'a checkpoint cannot be written and is tried again' in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {'1', '2'}
-    assert checkpoints.save(manager, 4, at(4))
-    checkpoints.finish(manager, 4, at(4))
+    assert checkpoints.save(manager, 4, at(4), CONFIG)
+    checkpoints.finish(manager, 4, at(4), CONFIG)
     assert {path.name for path in tmp_path.iterdir()} == {'2', '4'}
-    assert int(checkpoints.restore_newest(manager, STATE)['step']) == 4
+    assert int(checkpoints.restore_newest(manager, STATE, CONFIG)['step']) == 4
 
 
 def test_a_missing_folder_is_created_again(tmp_path, capsys):
     save(tmp_path / 'run' / 'checkpoints', 1)
     manager = checkpoints.open_manager(tmp_path / 'run' / 'checkpoints', keep=2)
     (tmp_path / 'run').rename(tmp_path / 'elsewhere')
-    checkpoints.save(manager, 2, at(2))
-    checkpoints.finish(manager, 2, at(2))
-    assert int(checkpoints.restore_newest(manager, STATE)['step']) == 2
+    checkpoints.save(manager, 2, at(2), CONFIG)
+    checkpoints.finish(manager, 2, at(2), CONFIG)
+    assert int(checkpoints.restore_newest(manager, STATE, CONFIG)['step']) == 2
 
 
 def test_remains_of_a_killed_save_are_removed_only_when_opened_for_saving(tmp_path):
@@ -126,3 +129,62 @@ def test_remains_of_a_killed_save_are_removed_only_when_opened_for_saving(tmp_pa
     assert remains.exists()
     checkpoints.open_manager(tmp_path, keep=2).close()
     assert {path.name for path in tmp_path.iterdir()} == {'1'}
+
+
+# ---- Whose checkpoint it is. -------------------------------------------------------------------
+
+
+def newest(folder, config=CONFIG):
+    manager = checkpoints.open_manager(folder, keep=2)
+    try:
+        return checkpoints.restore_newest(manager, STATE, config)
+    finally:
+        manager.close()
+
+
+def test_a_checkpoint_under_another_step_is_refused(tmp_path):
+    save(tmp_path, 1, 2)
+    (tmp_path / '2').rename(tmp_path / '7')
+    with pytest.raises(
+        UserError, match=r'/7 was saved at step 2: rename it back, or move'
+    ) as found:
+        newest(tmp_path)
+    assert not isinstance(found.value, checkpoints.DamagedError)
+    assert {path.name for path in tmp_path.iterdir()} == {'1', '7'}
+
+
+@pytest.mark.parametrize(
+    ('key', 'there', 'here'), [('seed', 0, 1), ('model__z_dim', 8, 9), ('batch_size', 8, 16)]
+)
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, key, there, here):
+    save(tmp_path, 1)
+    name = key.replace('__', '.')
+    with pytest.raises(
+        UserError, match=rf'/1 belongs to .*, {name} \({there} there, {here} here\):'
+    ):
+        newest(tmp_path, tiny.config(**{key: here}))
+    assert int(newest(tmp_path, tiny.config(num_train_steps=9, log_every=3))['step']) == 1
+
+
+def test_a_checkpoint_without_an_origin_is_read(tmp_path, monkeypatch):
+    """As those saved by version 0.1."""
+
+    def checks(state, step, config):
+        leaves = checkpoints.named_leaves(state).items()
+        found = {name: [list(leaf.shape), checkpoints._crc32(leaf)] for name, leaf in leaves}
+        return found | {'itself': checkpoints._checksum_of(found)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, '_checks', checks)
+        save(tmp_path, 1)
+    assert int(newest(tmp_path, tiny.config(seed=1))['step']) == 1
+
+
+def test_a_save_at_once_is_on_disk_or_says_that_it_is_not(tmp_path, capsys):
+    manager = checkpoints.open_manager(tmp_path, keep=1)
+    with full_disk():
+        assert not checkpoints.save_at_once(manager, 3, at(3), CONFIG)
+    assert 'cannot be written and is tried again' in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert checkpoints.save_at_once(manager, 3, at(3), CONFIG)
+    assert {path.name for path in tmp_path.iterdir()} == {'3'}

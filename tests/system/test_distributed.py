@@ -174,7 +174,7 @@ def metrics(workdir):
 
 def state(workdir, config, step):
     manager = checkpoints.open_manager(workdir / 'checkpoints')
-    found = checkpoints.restore(manager, create_state(config), step)
+    found = checkpoints.restore(manager, create_state(config), step, config)
     manager.close()
     return found
 

@@ -51,7 +51,7 @@ def test_the_configuration_is_read_from_the_folder(model):
 def test_images_equal_those_of_the_averaged_generator_drawn_one_by_one(run, model):
     config, workdir = run
     manager = checkpoints.open_manager(workdir / 'checkpoints')
-    state = checkpoints.restore(manager, jax.eval_shape(lambda: create_state(config)), 7)
+    state = checkpoints.restore(manager, jax.eval_shape(lambda: create_state(config)), 7, config)
     manager.close()
     frozen = sampling.create_freeze(config)(state.averaged)
     generator, _ = models.create(config)
