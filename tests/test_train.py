@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import types
 
 import jax
 import ml_collections
@@ -22,7 +23,7 @@ from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 from sagan_jax.system import distributed
-from sagan_jax.train import is_due, periodic_actions, train
+from sagan_jax.train import is_due, periodic_actions, save_best, train
 from sagan_jax.train_step import create_train_step
 from tests import tiny
 
@@ -308,3 +309,19 @@ def test_an_interrupted_scoring_is_repeated_on_resuming(finished, tmp_path, monk
     names = {row['name'] for row in values[1]}
     assert names <= {row['name'] for row in values[0]}
     assert 'in_domain_fid40_train' in names
+
+
+def test_a_best_state_is_kept_until_it_is_saved(monkeypatch):
+    saved = iter([False, False, True])
+    asked = []
+
+    def save_at_once(manager, *arguments):
+        asked.append(arguments)
+        return next(saved)
+
+    monkeypatch.setattr(checkpoints, 'save_at_once', save_at_once)
+    run = types.SimpleNamespace(best=None, config='config', unsaved_best=(4, 'state'))
+    for _ in range(5):
+        save_best(run)
+    assert asked == [(4, 'state', 'config')] * 3
+    assert run.unsaved_best is None

@@ -65,6 +65,7 @@ def test_a_folder_above_counts(tmp_path, monkeypatch):
 NAMES = ['a b', 'é', 'e\u0301', '😀', '{a,b}', '%41', '#1', '$HOME', '~', 'a:b', 's3:', '\u202ex']
 NAMES += [chr(code) for code in range(1, 127) if chr(code) not in '/*?[]\\.']
 STATE = {'a': np.arange(3, dtype=np.float32)}
+CONFIG = tiny.config()
 
 
 @pytest.mark.parametrize('names', [NAMES[:12], NAMES[12::20]])
@@ -73,9 +74,9 @@ def test_checkpoints_are_read_back_from_folders_that_are_accepted(tmp_path, name
         workdir = tmp_path / name
         paths.check_data_path(str(workdir), '--workdir')
         manager = checkpoints.open_manager(RunFolder(workdir).checkpoints, keep=1)
-        assert checkpoints.save(manager, 7, STATE)
+        assert checkpoints.save(manager, 7, STATE, CONFIG)
         manager.wait_until_finished()
-        restored = checkpoints.restore_newest(manager, STATE)
+        restored = checkpoints.restore_newest(manager, STATE, CONFIG)
         manager.close()
         assert RunFolder(workdir).checkpoint_steps() == [7]
         jax.tree.map(np.testing.assert_array_equal, restored, STATE)

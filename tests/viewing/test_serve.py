@@ -119,7 +119,7 @@ def test_a_newer_checkpoint_is_used(trained_workdir, tmp_path):
     assert (waiting.status, b'no checkpoint' in waiting.body) == (503, True)
     shutil.copytree(tmp_path / 'later', workdir / 'checkpoints' / '7')
     assert json.loads(answer(Request('/samples?n=1')).body)['step'] == 7
-    shutil.copytree(tmp_path / 'later', workdir / 'checkpoints' / '9')
+    save(workdir, 9)
     shutil.rmtree(workdir / 'checkpoints' / '7')
     assert json.loads(answer(Request('/samples?n=1')).body)['step'] == 9
     old = answer(Request('/attention?step=7'))
@@ -130,16 +130,17 @@ def test_a_newer_checkpoint_is_used(trained_workdir, tmp_path):
 
 def save(workdir, step, change=0.0):
     """Writes a checkpoint whose parameters are those of the start of training, changed."""
+    config = tiny.config(ema__decay=0.5)
     state = jax.tree.map(
         lambda leaf: (
             np.asarray(leaf) + np.float32(change)
             if np.issubdtype(leaf.dtype, np.floating)
             else np.asarray(leaf)
         ),
-        create_state(tiny.config(ema__decay=0.5)),
+        create_state(config),
     )
     manager = checkpoints.open_manager(workdir / 'checkpoints', keep=9)
-    checkpoints.save(manager, step, state)
+    checkpoints.save(manager, step, state, config)
     manager.close()
 
 
