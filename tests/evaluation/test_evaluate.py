@@ -49,6 +49,7 @@ def run(folder, tmp_path_factory):
 
 def final_state(config, workdir, step=None):
     manager = checkpoints.open_manager(workdir / 'checkpoints')
+    step = step or manager.latest_step()
     state = checkpoints.restore(manager, jax.eval_shape(lambda: create_state(config)), step, config)
     manager.close()
     return state
