@@ -279,8 +279,8 @@ def _write_configuration(
         folder.write_record(provenance.record(config) | {'data': record})
     except OSError as error:
         raise UserError(
-            f'The workdir {folder.path} cannot be written ({error.strerror}): make room, or choose '
-            'another --workdir.'
+            f'The workdir {folder.path} cannot be written ({error.strerror}): free disk space, '
+            'or choose another --workdir.'
         ) from error
 
 

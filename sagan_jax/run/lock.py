@@ -122,8 +122,8 @@ def _open(run: RunFolder) -> int:
         return os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(
-            f'The workdir {run.path} cannot be written ({error.strerror}): make room, or choose '
-            'another --workdir.'
+            f'The workdir {run.path} cannot be written ({error.strerror}): free disk space, '
+            'or choose another --workdir.'
         ) from error
 
 
@@ -158,8 +158,8 @@ def _take(run: RunFolder, descriptor: int, instead: str) -> Record:
         _write(run, record)
     except OSError as error:
         raise UserError(
-            f'The workdir {run.path} cannot be written ({error.strerror}): make room, or choose '
-            'another --workdir.'
+            f'The workdir {run.path} cannot be written ({error.strerror}): free disk space, '
+            'or choose another --workdir.'
         ) from error
     return record
 

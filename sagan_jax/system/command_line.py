@@ -122,8 +122,8 @@ def run(
             raise
         what = error.filename or 'The output'
         print(
-            f'error: {what} cannot be written ({error.strerror}): make room, or choose another '
-            'folder.',
+            f'error: {what} cannot be written ({error.strerror}): free disk space, or '
+            'choose another folder.',
             file=sys.stderr,
         )
         sys.exit(2)
