@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sagan_jax.run import checkpoints
+from sagan_jax.run import checkpoints, integrity
 from sagan_jax.state import create_state
 from tests import tiny
 
@@ -161,7 +161,7 @@ def assert_same(here, there, config):
             manager = checkpoints.open_manager(run / folder)
             states.append(checkpoints.restore_newest(manager, create_state(config), config))
             manager.close()
-        leaves = [checkpoints.named_leaves(state) for state in states]
+        leaves = [integrity.named_leaves(state) for state in states]
         for name, leaf in leaves[0].items():
             assert leaf.tobytes() == leaves[1][name].tobytes(), name
     assert not [path for path in there.rglob('*') if 'tmp' in path.name or 'partial' in path.name]
@@ -197,7 +197,7 @@ def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(folder, tmp_
     state = checkpoints.restore_newest(manager, create_state(run.config), run.config)
     manager.close()
     assert int(state.step) >= SAVED_EVERY
-    assert all(np.isfinite(leaf).all() for leaf in checkpoints.named_leaves(state).values())
+    assert all(np.isfinite(leaf).all() for leaf in integrity.named_leaves(state).values())
 
 
 def test_of_two_that_start_together_one_goes_on_as_if_alone(folder, tmp_path):

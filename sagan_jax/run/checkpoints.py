@@ -1,10 +1,8 @@
 """Saves, restores and chooses checkpoints of a run."""
 
 import contextlib
-import json
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sagan_jax.errors import UserError
-from sagan_jax.run import provenance
+from sagan_jax.run import integrity, provenance
 from sagan_jax.run.folder import RunFolder, steps_in
+from sagan_jax.run.integrity import DamagedError
 from sagan_jax.system import distributed
 
 # What Orbax and the formats below it raise when they cannot write.
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
-_ORIGIN = 'saved as'  # beside the arrays' paths in `checks`, and not the path of any
 _PAUSES = (0, 10, 60)  # seconds before each retry of a run's last checkpoint
-
-_FIX = ': remove it, or choose another step.'
-
-
-class DamagedError(UserError):
-    """A checkpoint cannot be read or differs from what was saved."""
 
 
 def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
@@ -74,7 +66,7 @@ def save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                checks=ocp.args.JsonSave(_checks(state, step, config)),
+                checks=ocp.args.JsonSave(integrity.record(state, step, config)),
             ),
         )
     except _UNWRITABLE as error:
@@ -259,67 +251,15 @@ def _restore(
         except Exception as error:  # what a reader raises on a damaged file depends on the format
             reason = ' '.join(str(error).split())
             raise DamagedError(
-                f'The checkpoint {path} cannot be read ({reason:.200}){_FIX}'
+                f'The checkpoint {path} cannot be read ({reason:.200}){integrity.FIX}'
             ) from error
 
-    saved = read(checks=ocp.args.JsonRestore())['checks']
-    if not isinstance(saved, dict) or saved.pop('itself', None) != _checksum_of(saved):
-        raise DamagedError(f'The checkpoint {path} is damaged, its checksums have changed{_FIX}')
-    _check_origin(path, step, saved.pop(_ORIGIN, None), config)
-    shapes = {name: list(leaf.shape) for name, leaf in named_leaves(like).items()}
-    if {name: shape for name, (shape, _) in saved.items()} != shapes:
-        raise UserError(
-            f'The checkpoint {path} does not match the generator and the discriminator of this '
-            'configuration: remove it, or choose another step or --workdir.'
-        )
+    checks = integrity.check_record(
+        path, read(checks=ocp.args.JsonRestore())['checks'], step, config, like
+    )
     state = read(state=ocp.args.StandardRestore(_blank(like)))['state']
-    for name, leaf in named_leaves(state).items():
-        if _crc32(leaf) != saved[name][1]:
-            raise DamagedError(f'The checkpoint {path} is damaged, {name} has changed{_FIX}')
+    integrity.check_arrays(path, state, checks)
     return state
-
-
-def _check_origin(
-    path: Path, step: int, origin: dict[str, Any] | None, config: ml_collections.ConfigDict
-) -> None:
-    """Refuses a checkpoint that was renamed or belongs to another run; accepts old ones without."""
-    if origin is None:
-        return
-    if origin['step'] != step:
-        raise UserError(
-            f'The checkpoint {path} was saved at step {origin["step"]}: rename it back, or move it '
-            'out of the folder.'
-        )
-    different = provenance.configuration_differences(origin['config'], config)
-    if different:
-        raise UserError(
-            f'The checkpoint {path} belongs to another configuration, {", ".join(different)}: '
-            'move it out of the folder.'
-        )
-
-
-def _checks(state: Any, step: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The shape and the CRC-32 of each array by its path, the origin, and the CRC-32 of all."""
-    leaves = named_leaves(state).items()
-    checks: dict[str, Any] = {name: [list(leaf.shape), _crc32(leaf)] for name, leaf in leaves}
-    checks[_ORIGIN] = {'step': step, 'config': provenance.decisive(config)}
-    return checks | {'itself': _checksum_of(checks)}
-
-
-def _crc32(leaf: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(leaf).data)
-
-
-def _checksum_of(checks: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(checks, sort_keys=True).encode())
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by path, such as 'generator/params/conv/kernel'."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def choose(

@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sagan_jax.errors import UserError
-from sagan_jax.run import checkpoints
+from sagan_jax.run import integrity
 from sagan_jax.system import replicas
 
 
@@ -29,7 +29,7 @@ def checked_copy(step: int, state: Any, manager: ocp.CheckpointManager | None) -
       UserError: if the replicas differ.
     """
     copy = jax.tree.map(np.array, replicas.single_copy(state))
-    leaves = checkpoints.named_leaves(copy)
+    leaves = integrity.named_leaves(copy)
     check_replicas(step, list(leaves), replicas.create_checksums()(state), manager)
     check_finite(step, leaves, manager)
     return copy

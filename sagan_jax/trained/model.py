@@ -14,7 +14,7 @@ from sagan_jax import models, sampling
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError
 from sagan_jax.models import Network, Variables
-from sagan_jax.run import checkpoints
+from sagan_jax.run import checkpoints, integrity
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.sampling import Randomness
 from sagan_jax.state import state_shapes
@@ -316,6 +316,6 @@ def _check_count(n: int) -> None:
 
 def _sha256(variables: Variables) -> str:
     digest = hashlib.sha256()
-    for name, leaf in sorted(checkpoints.named_leaves(variables).items()):
+    for name, leaf in sorted(integrity.named_leaves(variables).items()):
         digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sagan_jax.configuration import checks, defaults
 from sagan_jax.errors import UserError
 from sagan_jax.models import architectures
-from sagan_jax.run import checkpoints
+from sagan_jax.run import checkpoints, integrity
 from sagan_jax.state import create_state
 from sagan_jax.system.replicas import replicate, single_copy
 from sagan_jax.train_step import create_train_step
@@ -107,8 +107,8 @@ def trains_and_survives_a_checkpoint(values, devices, folder):
     restored = checkpoints.restore_newest(manager, create_state(config), config)
     manager.close()
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
-    for name, leaf in checkpoints.named_leaves(restored).items():
-        np.testing.assert_array_equal(leaf, checkpoints.named_leaves(saved)[name], name)
+    for name, leaf in integrity.named_leaves(restored).items():
+        np.testing.assert_array_equal(leaf, integrity.named_leaves(saved)[name], name)
     jax.clear_caches()
 
 

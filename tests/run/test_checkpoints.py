@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sagan_jax.errors import UserError
-from sagan_jax.run import checkpoints
+from sagan_jax.run import checkpoints, integrity
 from tests import tiny
 
 STATE = {
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_network_is_not_damaged(tmp_path):
     for other in (STATE | {'kernel': np.zeros((3, 400))}, {'step': STATE['step']}):
         with pytest.raises(UserError, match='does not match the generator') as caught:
             checkpoints.restore_newest(manager, other, CONFIG)
-        assert not isinstance(caught.value, checkpoints.DamagedError)
+        assert not isinstance(caught.value, integrity.DamagedError)
 
 
 @contextlib.contextmanager
@@ -149,7 +149,7 @@ def test_a_checkpoint_under_another_step_is_refused(tmp_path):
         UserError, match=r'/7 was saved at step 2: rename it back, or move'
     ) as found:
         newest(tmp_path)
-    assert not isinstance(found.value, checkpoints.DamagedError)
+    assert not isinstance(found.value, integrity.DamagedError)
     assert {path.name for path in tmp_path.iterdir()} == {'1', '7'}
 
 
@@ -170,12 +170,12 @@ def test_a_checkpoint_without_an_origin_is_read(tmp_path, monkeypatch):
     """As those saved by version 0.1."""
 
     def checks(state, step, config):
-        leaves = checkpoints.named_leaves(state).items()
-        found = {name: [list(leaf.shape), checkpoints._crc32(leaf)] for name, leaf in leaves}
-        return found | {'itself': checkpoints._checksum_of(found)}
+        leaves = integrity.named_leaves(state).items()
+        found = {name: [list(leaf.shape), integrity._crc32(leaf)] for name, leaf in leaves}
+        return found | {'itself': integrity._checksum(found)}
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, '_checks', checks)
+        patch.setattr(integrity, 'record', checks)
         save(tmp_path, 1)
     assert int(newest(tmp_path, tiny.config(seed=1))['step']) == 1
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from launch import local_cluster
-from sagan_jax.run import checkpoints
+from sagan_jax.run import checkpoints, integrity
 from sagan_jax.state import create_state
 from sagan_jax.system.distributed import LOST, TIMEOUT
 from tests import tiny
@@ -193,8 +193,8 @@ def assert_same_run(here, there, config):
         assert_close(line, other)
     first, other = state(here, config, 1), state(there, config, 1)
     for network in ('generator_opt', 'discriminator_opt'):
-        gradients = checkpoints.named_leaves(getattr(first, network)[0].mu)
-        others = checkpoints.named_leaves(getattr(other, network)[0].mu)
+        gradients = integrity.named_leaves(getattr(first, network)[0].mu)
+        others = integrity.named_leaves(getattr(other, network)[0].mu)
         for name, gradient in gradients.items():
             np.testing.assert_allclose(gradient, others[name], rtol=1e-4, atol=1e-5, err_msg=name)
     paths = [workdir / 'evaluation' / '000005.json' for workdir in (here, there)]
@@ -260,8 +260,8 @@ def test_both_processes_restart_after_one_is_killed(together, folder, tmp_path):
     assert int(step) in (2, 3, 4)
     assert metrics(tmp_path) == metrics(together)
     here, there = (state(workdir, config, 5) for workdir in (tmp_path, together))
-    for name, leaf in checkpoints.named_leaves(here).items():
-        np.testing.assert_array_equal(leaf, checkpoints.named_leaves(there)[name], name)
+    for name, leaf in integrity.named_leaves(here).items():
+        np.testing.assert_array_equal(leaf, integrity.named_leaves(there)[name], name)
     assert time.monotonic() - killed < 300
 
 

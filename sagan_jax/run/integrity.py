@@ -1,0 +1,105 @@
+"""What a checkpoint says about itself: its arrays' checksums, its step and its configuration."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from sagan_jax.errors import UserError
+from sagan_jax.run import provenance
+
+FIX = ': remove it, or choose another step.'
+
+# Keys of the record beside the paths of arrays, which contain a slash or are names in the state.
+_ORIGIN, _ITSELF = 'saved as', 'itself'
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not what was saved."""
+
+
+def record(state: Any, step: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The record of a checkpoint, JSON values.
+
+    It has the shape and the CRC-32 of each array by its path, the step, the keys of the
+    configuration that decide results, and the CRC-32 of all this.
+    """
+    leaves = named_leaves(state).items()
+    checks: dict[str, Any] = {name: [list(leaf.shape), _crc32(leaf)] for name, leaf in leaves}
+    checks[_ORIGIN] = {'step': step, 'config': provenance.decisive(config)}
+    return checks | {_ITSELF: _checksum(checks)}
+
+
+def check_record(
+    path: Path, found: Any, step: int, config: ml_collections.ConfigDict, like: Any
+) -> dict[str, Any]:
+    """Checks the record of the checkpoint at `path`; returns the part about its arrays.
+
+    Args:
+      path: for messages.
+      found: what was read.
+      step: the step after which the checkpoint is named.
+      config: the run's configuration.
+      like: a tree of arrays with the structure and the shapes of the state.
+
+    Raises:
+      DamagedError: if it is not what was saved.
+      UserError: if the checkpoint has another structure than `like`, was saved at another step or
+        belongs to another configuration.
+    """
+    if not isinstance(found, dict) or found.pop(_ITSELF, None) != _checksum(found):
+        raise DamagedError(f'The checkpoint {path} is damaged, its checksums have changed{FIX}')
+    _check_origin(path, step, found.pop(_ORIGIN, None), config)
+    shapes = {name: list(leaf.shape) for name, leaf in named_leaves(like).items()}
+    if {name: shape for name, (shape, _) in found.items()} != shapes:
+        raise UserError(
+            f'The checkpoint {path} does not match the generator and the discriminator of this '
+            'configuration: remove it, or choose another step or --workdir.'
+        )
+    return found
+
+
+def check_arrays(path: Path, state: Any, checks: dict[str, Any]) -> None:
+    """Raises DamagedError if an array of the state differs from what was saved."""
+    for name, leaf in named_leaves(state).items():
+        if _crc32(leaf) != checks[name][1]:
+            raise DamagedError(f'The checkpoint {path} is damaged, {name} has changed{FIX}')
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by path, such as 'generator/params/conv/kernel'."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check_origin(
+    path: Path, step: int, origin: dict[str, Any] | None, config: ml_collections.ConfigDict
+) -> None:
+    """Refuses a checkpoint that was renamed or belongs to another run; accepts old ones without."""
+    if origin is None:
+        return
+    if origin['step'] != step:
+        raise UserError(
+            f'The checkpoint {path} was saved at step {origin["step"]}: rename it back, or move it '
+            'out of the folder.'
+        )
+    different = provenance.configuration_differences(origin['config'], config)
+    if different:
+        raise UserError(
+            f'The checkpoint {path} belongs to another configuration, {", ".join(different)}: '
+            'move it out of the folder.'
+        )
+
+
+def _crc32(leaf: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(leaf).data)
+
+
+def _checksum(checks: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(checks, sort_keys=True).encode())
