@@ -278,10 +278,7 @@ def _write_configuration(
     try:
         folder.write_record(provenance.record(config) | {'data': record})
     except OSError as error:
-        raise UserError(
-            f'The workdir {folder.path} cannot be written ({error.strerror}): free disk space, '
-            'or choose another --workdir.'
-        ) from error
+        raise folder.unwritable(error) from error
 
 
 # ---- What is printed at the start. -------------------------------------------------------------

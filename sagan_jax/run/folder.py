@@ -122,6 +122,13 @@ class RunFolder:
         """The scores of a step."""
         return self.evaluation / f'{step:06d}.json'
 
+    def unwritable(self, error: OSError) -> UserError:
+        """The error that reports that nothing can be written into the folder."""
+        return UserError(
+            f'The workdir {self.path} cannot be written ({error.strerror}): free disk space, or '
+            'choose another --workdir.'
+        )
+
     # ---- Which steps are there. ----------------------------------------------------------------
 
     def grids(self) -> dict[int, Path]:

@@ -121,10 +121,7 @@ def _open(run: RunFolder) -> int:
         run.path.mkdir(parents=True, exist_ok=True)
         return os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(
-            f'The workdir {run.path} cannot be written ({error.strerror}): free disk space, '
-            'or choose another --workdir.'
-        ) from error
+        raise run.unwritable(error) from error
 
 
 def _take(run: RunFolder, descriptor: int, instead: str) -> Record:
@@ -157,10 +154,7 @@ def _take(run: RunFolder, descriptor: int, instead: str) -> Record:
     try:
         _write(run, record)
     except OSError as error:
-        raise UserError(
-            f'The workdir {run.path} cannot be written ({error.strerror}): free disk space, '
-            'or choose another --workdir.'
-        ) from error
+        raise run.unwritable(error) from error
     return record
 
 
