@@ -142,12 +142,15 @@ def test_actions_are_due_at_their_intervals_and_at_the_last_step(steps):
     assert not any(is_due(config, step, 0) for step in range(1, steps + 1))
 
 
-def test_scores_come_before_the_checkpoint_and_the_report_last():
+def test_the_owner_is_confirmed_first_and_scores_come_before_the_checkpoint():
     config = ml_collections.ConfigDict(
         {'log_every': 1, 'sample_every': 1, 'checkpoint_every': 1, 'evaluate_every': 1}
     )
     names = [action.__name__ for _, action in periodic_actions(config)]
-    order = ['draw_samples', 'log_metrics', 'score_samples', 'save_checkpoint', 'write_report']
+    order = [
+        *('confirm_owner', 'draw_samples', 'log_metrics'),
+        *('score_samples', 'save_checkpoint', 'write_report'),
+    ]
     assert [name for name in names if name in order] == order
 
 

@@ -134,7 +134,7 @@ def _end(active: list[_Job]) -> None:
 
 
 def create_progress(asked: Sequence[Run], out: TextIO | None = None) -> Callable[[], None]:
-    """Builds `report()`, which prints a line for each run whose state changed.
+    """Builds `report()`, which prints a line for each run whose state changed, with its process.
 
     It also prints a line for each run in progress: every time on a terminal, where they replace
     the lines before; every `LOG_SECONDS` in a file.
@@ -151,7 +151,9 @@ def create_progress(asked: Sequence[Run], out: TextIO | None = None) -> Callable
         if not changed and time.monotonic() - last < every:
             return
         running = [run for run in asked if states[run].what in ('training', 'scoring')]
-        lines = [runs.line(run, states[run], width) for run in changed]
+        lines = [
+            f'{runs.line(run, states[run], width)}  {runs.user(run)}'.rstrip() for run in changed
+        ]
         now = [runs.line(run, states[run], width) for run in running if run not in changed]
         finished = sum(state.what in ('trained', 'done') for state in states.values())
         now.append(f'{finished} of {len(asked)} runs finished, {len(running)} in progress')

@@ -172,6 +172,12 @@ def holder(run: Run) -> str | None:
     return owner.host if owner else None
 
 
+def user(run: Run) -> str:
+    """The process that uses a run's folder, for messages; '' if there is none."""
+    owner = lock.owner(run.files)
+    return f'used by {lock.describe(owner)}' if owner else ''
+
+
 def line(run: Run, state: State, width: int = 0) -> str:
     """A line about a run and its state, with the name padded to `width`."""
     text = f'{run.name:<{width}}  {state.what:<8}'

@@ -133,14 +133,14 @@ def _take(run: RunFolder, descriptor: int, instead: str) -> Record:
             in_use = _is_alive(before) or not (is_free or _flock(descriptor, _GRACE))
         else:
             print(
-                f'workdir        in use by {_describe(before)}, or left by it: waiting up to '
+                f'workdir        in use by {describe(before)}, or left by it: waiting up to '
                 f'{PATIENCE:.0f} s for a sign of it'
             )
             in_use = _is_touched(run) and _is_held(run)
             _flock(descriptor)  # the other one may have had it until now
         if in_use:
             raise _refusal(run, _read(run), instead)
-        print(f'workdir        taken over from {_describe(before)}, which is gone')
+        print(f'workdir        taken over from {describe(before)}, which is gone')
     elif not is_free:
         raise _refusal(run, _read(run), instead)
     record = Record(
@@ -184,7 +184,7 @@ def _confirm(run: RunFolder, record: Record) -> None:
             _write(run, record)
     elif found != record:
         raise UserError(
-            f'The workdir {run.path} was taken over by {_describe(found)}, because this process '
+            f'The workdir {run.path} was taken over by {describe(found)}, because this process '
             'gave no sign of life: look there for the run.'
         )
 
@@ -211,7 +211,7 @@ def _release(run: RunFolder, record: Record, missing: list[Path]) -> None:
 
 
 def _refusal(run: RunFolder, record: Record | None, instead: str) -> UserError:
-    who = _describe(record) if record else 'another process'
+    who = describe(record) if record else 'another process'
     return UserError(
         f'The workdir {run.path} is in use by {who}: wait, end it, or choose {instead}.'
     )
@@ -252,7 +252,8 @@ def _write(run: RunFolder, record: Record) -> None:
         os.close(descriptor)
 
 
-def _describe(record: Record) -> str:
+def describe(record: Record) -> str:
+    """A process for messages: its id, its host and since when it uses the folder."""
     return f'process {record.process} on {record.host} since {record.since}'
 
 
