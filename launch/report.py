@@ -19,6 +19,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation.protocol import LOW_IS_GOOD
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.paths import check_path
+from sagan_jax.system.untrusted import reason
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart
 from sagan_jax.viewing.page import Figure
@@ -65,15 +66,21 @@ def write(workdir: Path) -> list[Path]:
     """Writes the report of a sweep; returns its files.
 
     Raises:
-      UserError: when the folder does not hold a sweep.
+      UserError: when the folder does not hold a sweep, or the report cannot be written.
     """
     record, variants = results.read_sweep(workdir)
     values = _values(record, variants)
     paths = []
     for template in ('sweep.md', 'sweep.html'):
-        path = (workdir / template).with_stem('report')
-        with atomic_path(path) as temporary:
-            temporary.write_text(page.render(template, **values), encoding='utf-8')
+        path, text = (workdir / template).with_stem('report'), page.render(template, **values)
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding='utf-8')
+        except OSError as error:
+            raise UserError(
+                f'The report {path} cannot be written ({reason(error)}): free disk space, and '
+                'remove what is in its place.'
+            ) from error
         paths.append(path)
     return paths
 
@@ -180,15 +187,16 @@ def _charts(variants: dict[str, list[Result]], columns: Sequence[Column]) -> lis
 
 def _sample_grids(variants: dict[str, list[Result]]) -> list[Figure]:
     """The last sample grid of each variant, then a grid of real images."""
-    figures, reals = [], []
+    figures: list[Figure] = []
+    reals = []
     for name, group in variants.items():
         last = [(max(grids), result) for result in group if (grids := result.run.files.grids())]
         if last:
             step, result = max(last, key=lambda each: each[0])
             caption = f'{name}, seed {result.run.seed}, step {step:,}'
-            figures.append(page.figure(result.run.files.grid(step), caption))
+            figures += page.figures({result.run.files.grid(step): caption})
             reals.append(result.run.files.reals)
-    return figures + [page.figure(path, 'real images') for path in reals[:1] if path.exists()]
+    return figures + page.figures(dict.fromkeys(reals[:1], 'real images'))
 
 
 def _runs(variants: dict[str, list[Result]]) -> Table:
@@ -222,7 +230,7 @@ def _devices(result: Result) -> str:
     """The devices that a run printed last in its log."""
     try:
         text = (result.run.folder / runs.LOG).read_text(errors='replace')
-    except FileNotFoundError:
+    except OSError:
         return ''
     return (re.findall(r'^devices +(.+)$', text, re.MULTILINE) or [''])[-1]
 

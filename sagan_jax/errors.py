@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can mend, and how text from outside is shown."""
 
 
 class UserError(Exception):
@@ -7,3 +7,14 @@ class UserError(Exception):
     The command line prints the sentence on standard error, without a traceback, and ends with
     exit status 2.
     """
+
+    def __str__(self) -> str:
+        """The sentence in one line, whatever the names in it contain."""
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what cannot be printed in a line."""
+    return ''.join(
+        c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text
+    )

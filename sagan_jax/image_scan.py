@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sagan_jax.errors import UserError
+from sagan_jax.errors import UserError, printable
 from sagan_jax.images import SUFFIXES
 
 NAMED = 10  # entries of one kind that are named; the others are only counted
@@ -100,13 +100,6 @@ def describe(passed_over: Sequence[PassedOver], folder: Path) -> list[str]:
             names.append('…')
         lines.append(f'{len(entries):,} not used, {kind}: {", ".join(names)}')
     return lines
-
-
-def printable(text: str) -> str:
-    """The text with escapes in place of what cannot be printed in a line."""
-    return ''.join(
-        c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text
-    )
 
 
 def suffixes() -> str:

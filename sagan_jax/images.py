@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.untrusted import open_file, reason
 
 # What Pillow decodes by itself. It passes EPS to Ghostscript, whatever the file is called.
 # TGA has no signature, so it is tried last. Older versions of Pillow lack AVIF.
@@ -71,7 +73,7 @@ def read_square(path: str | os.PathLike, size: int) -> np.ndarray:
 
 def _read(path: str | os.PathLike, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     try:
-        with open_image(path) as image:
+        with open_file(Path(path)) as file, open_image(file) as image:
             return np.asarray(convert(image))
     except Exception as error:  # what Pillow raises on a damaged file depends on the format
         raise UnreadableImage(path, _reason(path, error)) from error
@@ -79,8 +81,8 @@ def _read(path: str | os.PathLike, convert: Callable[[Image.Image], Image.Image]
 
 def _reason(path: str | os.PathLike, error: Exception) -> str:
     if not isinstance(error, UnidentifiedImageError):
-        return ' '.join(str(error).split())
-    if not os.path.getsize(path):
+        return reason(error)
+    if os.path.exists(path) and not os.path.getsize(path):
         return 'the file is empty'
     return f'it is damaged or none of {", ".join(FORMATS)}'
 

@@ -13,13 +13,14 @@ from flax.traverse_util import flatten_dict
 
 from sagan_jax import data, models, sampling
 from sagan_jax.configuration import checks
-from sagan_jax.errors import UserError
+from sagan_jax.errors import UserError, printable
 from sagan_jax.evaluation.evaluator import create_evaluator
 from sagan_jax.run import checkpoints, provenance
-from sagan_jax.run.folder import Row, RunFolder
+from sagan_jax.run.entries import Row
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import RunLog, SilentLog, Stopwatch
 from sagan_jax.run.profiling import Profile
-from sagan_jax.state import TrainState, create_state
+from sagan_jax.state import TrainState, create_state, state_shapes
 from sagan_jax.system import distributed
 from sagan_jax.system.files import remove_partial
 from sagan_jax.system.replicas import replicate, single_copy
@@ -100,6 +101,7 @@ def open_run(
     # Refuse early what cannot work, before anything is written.
     _check_processes(config)
     checks.check_batch(config, jax.device_count())
+    state_shapes(config)
     distributed.on_first(lambda: provenance.check_configuration(folder, config))
     source, record = _load_data(config, folder)
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
@@ -303,7 +305,8 @@ def _describe(
         print(f'               {line}')
     if len(counts) <= 20:
         histogram = ', '.join(
-            f'{name} {count}' for name, count in zip(source.class_names, counts, strict=True)
+            f'{printable(name)} {count}'
+            for name, count in zip(source.class_names, counts, strict=True)
         )
     else:
         histogram = f'{np.count_nonzero(counts)} classes, at most {counts.max()} of one'

@@ -1,5 +1,7 @@
 """The state of training and its initial value."""
 
+import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -8,6 +10,7 @@ import ml_collections
 import optax
 
 from sagan_jax import models, optimizers
+from sagan_jax.errors import UserError
 from sagan_jax.models import Variables
 from sagan_jax.streams import Stream, stream_key
 
@@ -38,12 +41,29 @@ class TrainState(NamedTuple):
 
 
 def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
-    """`create_state` with shapes and dtypes in place of arrays: what a checkpoint holds."""
-    return jax.eval_shape(lambda: create_state(config))
+    """`create_state` with shapes and dtypes in place of arrays: what a checkpoint holds.
+
+    Raises:
+      UserError: if this machine has less memory than the state takes.
+    """
+    shapes = jax.eval_shape(lambda: create_state(config))
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    present = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > present:
+        raise UserError(
+            f'The networks and their optimisers take {needed / 2**30:,.1f} GiB, but this machine '
+            f'has {present / 2**30:,.1f} GiB of memory: reduce model.generator_width, '
+            'model.discriminator_width, model.z_dim or dataset.num_classes, or use a larger '
+            'machine.'
+        )
+    return shapes
 
 
 def create_state(config: ml_collections.ConfigDict) -> TrainState:
-    """Creates the state before the first step, a function of `config.seed`."""
+    """Creates the state before the first step, a function of `config.seed`.
+
+    `state_shapes` refuses one that is too large.
+    """
     generator, discriminator = models.create(config)
     generator_optimizer, discriminator_optimizer = optimizers.create(config)
 

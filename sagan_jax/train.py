@@ -24,6 +24,7 @@ from sagan_jax.run.logs import progress
 from sagan_jax.state import TrainState
 from sagan_jax.system import distributed
 from sagan_jax.system.signals import Interrupted, collected
+from sagan_jax.system.untrusted import reason
 from sagan_jax.viewing import report
 
 _IN_FLIGHT = 2  # calls of a step that the devices have ahead; more would only fill their memory
@@ -219,8 +220,14 @@ def save_best(run: Run) -> None:
 
 
 def write_report(run: Run, step: int, state: TrainState, values: Values) -> None:
-    """Writes report.html."""
-    run.log.call('report.html', report.write, run.folder.path)
+    """Writes report.html. Training continues, whatever a report does."""
+    try:
+        run.log.call('report.html', report.write, run.folder.path)
+    except Exception as error:
+        print(
+            f'warning        report.html cannot be written ({type(error).__name__}: '
+            f'{reason(error)}), training continues'
+        )
 
 
 # ---- Before and after the loop. ----------------------------------------------------------------

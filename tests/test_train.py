@@ -230,7 +230,7 @@ def test_steps_that_do_not_divide_are_refused(pictures, tmp_path):
     config = tiny.folder_config(pictures, steps_per_call=2, num_train_steps=6, sample_every=3)
     with pytest.raises(UserError, match='log_every=1 is not a multiple of steps_per_call=2'):
         train(config, tmp_path / 'run')
-    with pytest.raises(UserError, match='keep_checkpoints=0 should be 1 or more'):
+    with pytest.raises(UserError, match='keep_checkpoints=0 should be from 1 to'):
         train(tiny.folder_config(pictures, keep_checkpoints=0), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 

@@ -29,7 +29,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch.sweep import execution, runs
-from launch.sweep.runs import Record, Run
+from launch.sweep.runs import Run
 from sagan_jax.configuration import defaults, variants
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line, paths
@@ -193,7 +193,7 @@ def register(
     """
     try:
         with locked(workdir / runs.LOCK):
-            record = _read_record(workdir)
+            record = runs.read_record(workdir) or runs.EMPTY
             for variant, before in record['variants'].items():
                 now = configs.get(variant)
                 now = resolve(file, variant, overrides) if now is None else now
@@ -212,17 +212,6 @@ def register(
         raise UserError(
             f'The workdir {workdir} cannot be written: choose another --workdir.'
         ) from error
-
-
-def _read_record(workdir: Path) -> Record:
-    """Reads `sweep.json`; an empty record if there is none yet."""
-    path = workdir / runs.RECORD
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {'config': '', 'overrides': [], 'variants': {}, 'runs': []}
-    except ValueError as error:
-        raise UserError(f'{path} cannot be read: choose another --workdir.') from error
 
 
 def _check_variant(

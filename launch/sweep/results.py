@@ -12,7 +12,7 @@ from launch.sweep import runs
 from launch.sweep.runs import Record, Run, State
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.protocol import apart_from_counts, conditions, score_of
-from sagan_jax.run.folder import Row
+from sagan_jax.run.entries import Row
 from sagan_jax.viewing import protocols
 from sagan_jax.viewing.charts import Points
 
@@ -67,14 +67,12 @@ def read_sweep(workdir: Path) -> tuple[Record, dict[str, list[Result]]]:
     Raises:
       UserError: when the folder holds no sweep.
     """
-    path = workdir / runs.RECORD
-    try:
-        record: Record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    record = runs.read_record(workdir)
+    if record is None:
         raise UserError(
-            f'{workdir} holds no sweep, because {path} cannot be read: give the --workdir of '
-            'launch.sweep.'
-        ) from error
+            f'{workdir} holds no sweep, because {workdir / runs.RECORD} is missing: give the '
+            '--workdir of launch.sweep.'
+        )
     results: dict[str, list[Result]] = {}
     for variant, seed in record['runs']:
         run = Run(variant, seed, workdir)

@@ -11,10 +11,12 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from sagan_jax.errors import UserError
 from sagan_jax.run import lock
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import duration
 from sagan_jax.system import files
+from sagan_jax.system.untrusted import read_json, reason, warn_once
 
 RECORD = 'sweep.json'  # in the sweep's own folder
 LOG, EXIT, LOCK = 'log.txt', 'exit.json', '.lock'
@@ -49,6 +51,9 @@ class Record(TypedDict):
     runs: list[list[Any]]  # variant and seed
 
 
+EMPTY: Record = {'config': '', 'overrides': [], 'variants': {}, 'runs': []}
+
+
 class End(TypedDict):
     """How a process of a run ended, as `exit.json` has it."""
 
@@ -81,6 +86,49 @@ class State(NamedTuple):
     error: str = ''
 
 
+def read_record(workdir: Path) -> Record | None:
+    """Reads `sweep.json` of a sweep's folder; None if there is none.
+
+    Raises:
+      UserError: if it holds anything else than the record of a sweep.
+    """
+    path = workdir / RECORD
+    try:
+        found = read_json(path)
+        if not _is_record(found):
+            raise ValueError('not the record of a sweep')
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f'{path} cannot be read ({reason(error)}): restore it, or remove it and repeat the '
+            'command of the sweep.'
+        ) from error
+    return found
+
+
+def _is_record(found: Any) -> bool:
+    """Whether a JSON value is a `Record`; that of a report needs no variants."""
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get('config'), str)
+        and isinstance(found.get('overrides'), list)
+        and all(isinstance(text, str) for text in found['overrides'])
+        and isinstance(found.get('variants', {}), dict)
+        and all(isinstance(config, dict) for config in found.get('variants', {}).values())
+        and isinstance(found.get('runs'), list)
+        and all(map(_is_name, found['runs']))
+    )
+
+
+def _is_name(found: Any) -> bool:
+    """Whether a JSON value is a variant and a seed that name a folder of the sweep."""
+    if not (isinstance(found, list) and [type(each) for each in found] == [str, int]):
+        return False
+    variant, seed = found
+    return variant == Path('/', variant).name and '\0' not in variant and 0 <= seed < 2**32
+
+
 def state(run: Run) -> State:
     """What a run is doing."""
     config = configuration(run)
@@ -109,8 +157,15 @@ def state(run: Run) -> State:
 
 
 def configuration(run: Run) -> dict[str, Any] | None:
-    """The resolved configuration of a run; None if it has not begun."""
-    return run.files.record()['config'] if run.files.config_json.exists() else None
+    """The resolved configuration of a run; None if it has not begun or cannot be read.
+
+    Training writes a configuration that cannot be read again.
+    """
+    try:
+        return run.files.record()['config'] if run.files.config_json.exists() else None
+    except UserError as error:
+        warn_once(str(error))
+        return None
 
 
 def images_per_step(config: dict[str, Any]) -> int:
@@ -131,9 +186,12 @@ def how_it_ended(run: Run) -> End | None:
     None if there is none since training last started.
     """
     try:
-        return json.loads((run.folder / EXIT).read_text())
-    except (FileNotFoundError, ValueError):  # missing or damaged
+        found = read_json(run.folder / EXIT)
+    except (OSError, ValueError):  # missing or damaged
         return None
+    is_end = isinstance(found, dict) and found.get('mode') in ('train', 'evaluate')
+    is_whole = is_end and type(found.get('status')) is int and isinstance(found.get('error'), str)
+    return found if is_whole else None
 
 
 def record_end(run: Run, mode: str, status: int) -> None:
@@ -153,7 +211,10 @@ def take_lock(run: Run) -> int | None:
 
     None if another sweep has the lock, or a process that no sweep started uses the run's folder.
     """
-    descriptor = files.take_lock(run.folder / LOCK)
+    try:
+        descriptor = files.take_lock(run.folder / LOCK)
+    except OSError as error:
+        raise run.files.unwritable(error) from error
     if descriptor is not None and lock.owner(run.files):
         os.close(descriptor)
         return None
@@ -167,7 +228,7 @@ def holder(run: Run) -> str | None:
     """The name of the machine on which a process holds a run's lock or uses its folder; or None."""
     path = run.folder / LOCK
     if files.is_locked(path):
-        return path.read_text()
+        return path.read_text(errors='replace')
     owner = lock.owner(run.files)
     return owner.host if owner else None
 

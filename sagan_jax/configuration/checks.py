@@ -3,12 +3,12 @@
 The commands, `train` and `load` check a configuration once; the functions below them trust it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
-import numpy as np
 
+from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from sagan_jax.losses import LOSSES
 from sagan_jax.models.architectures import (
@@ -26,9 +26,13 @@ class Range(NamedTuple):
     words: str
 
 
-SEED = Range(0, 2**32 - 1, 'from 0 to 4294967295')  # seeds that give different keys in JAX
-COUNT = Range(1, np.inf, '1 or more')
-NUMBER = Range(0, np.inf, '0 or more')
+def _up_to(maximum: int, minimum: int = 1) -> Range:
+    return Range(minimum, maximum, f'from {minimum} to {maximum}')
+
+
+SEED = _up_to(2**32 - 1, 0)  # seeds that give different keys in JAX
+COUNT = _up_to(2**31 - 1)  # of int32
+NUMBER = _up_to(2**31 - 1, 0)
 POSITIVE = Range(2.0**-126, 2.0**127, 'above 0')  # normal numbers of float32
 RATE = Range(0, 2.0**127, '0 or more, and finite')
 SHARE = Range(0, 1, 'from 0 to 1')
@@ -37,16 +41,16 @@ MOMENTUM = Range(0, 1 - 2.0**-24, 'at least 0 and below 1')
 RANGES = {
     'seed': SEED,
     'num_train_steps': COUNT,
-    'batch_size': COUNT,
-    'steps_per_call': COUNT,
+    'batch_size': _up_to(10**6),
+    'steps_per_call': _up_to(10**6),
     'gradient_accumulation': COUNT,
-    'discriminator_steps': COUNT,
+    'discriminator_steps': _up_to(10**4),
     'mismatch_weight': RATE,
     'mode_seeking_weight': RATE,
-    'dataset.num_classes': NUMBER,
-    'model.generator_width': COUNT,
-    'model.discriminator_width': COUNT,
-    'model.z_dim': COUNT,
+    'dataset.num_classes': _up_to(10**6, 0),
+    'model.generator_width': _up_to(2**16),
+    'model.discriminator_width': _up_to(2**16),
+    'model.z_dim': _up_to(2**16),
     'model.attention_value_divisor': COUNT,
     'model.attention_query_block': NUMBER,
     'model.acgan_weight': RATE,
@@ -54,7 +58,7 @@ RANGES = {
     'batch_norm.decay': SHARE,
     'batch_norm.last_decay': SHARE,
     'batch_norm.epsilon': POSITIVE,
-    'batch_norm.standing_batches': NUMBER,
+    'batch_norm.standing_batches': _up_to(10**5, 0),
     'optimizer.generator_lr': RATE,
     'optimizer.discriminator_lr': RATE,
     'optimizer.b1': MOMENTUM,
@@ -66,20 +70,20 @@ RANGES = {
     'log_every': COUNT,
     'sample_every': COUNT,
     'checkpoint_every': COUNT,
-    'divergence_restarts': NUMBER,
+    'divergence_restarts': _up_to(10**6, 0),
     'keep_checkpoints': COUNT,
     'watch.max_logit_gap': POSITIVE,
     'watch.max_sigma': POSITIVE,
     'watch.min_diversity': RATE,
-    'distributed.num_processes': COUNT,
+    'distributed.num_processes': _up_to(10**6),
     'distributed.process_id': NUMBER,
     'evaluate_every': NUMBER,
-    'evaluation.num_samples': COUNT,
-    'evaluation.training_samples': COUNT,
-    'evaluation.pair_samples': NUMBER,
-    'evaluation.intra_fid_samples': NUMBER,
-    'evaluation.splits': COUNT,
-    'evaluation.batch_size': COUNT,
+    'evaluation.num_samples': _up_to(10**8),
+    'evaluation.training_samples': _up_to(10**8),
+    'evaluation.pair_samples': _up_to(10**6, 0),
+    'evaluation.intra_fid_samples': _up_to(10**6, 0),
+    'evaluation.splits': _up_to(10**6),
+    'evaluation.batch_size': _up_to(2**16),
 }
 
 
@@ -95,6 +99,19 @@ CHOICES: dict[str, Iterable[str]] = {
     'evaluation.best': ('fid', 'is'),
 }
 
+_SECTIONS = (ml_collections.ConfigDict, dict)
+_TYPES = {
+    bool: 'True or False',
+    int: 'an integer',
+    float: 'a number',
+    str: 'text',
+    type(None): 'text or None',
+    tuple: 'a tuple of integers',
+    ml_collections.ConfigDict: 'a section with keys',
+}
+
+_LONGEST = 60  # characters of a value in a message
+
 MIN_PAIRS = 30  # for FID∞, which needs the most of all scores over pairs
 
 
@@ -102,21 +119,50 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Refuses an invalid configuration before it causes some other error much later.
 
     Raises:
-      UserError: naming the first key that is missing, that is out of its range, that is none of its
-        choices, or that disagrees with another key.
+      UserError: naming the first key that is missing or unknown, that has another type than its
+        default, that is out of its range, that is none of its choices, or that disagrees with
+        another key.
     """
+    unknown = unknown_keys(config)
+    if unknown:
+        raise UserError(
+            f'The configuration has {", ".join(unknown)}, which nothing reads: leave out all keys '
+            'that are not in sagan_jax/configuration/defaults.py.'
+        )
+    check_types(config)
     for key, (minimum, maximum, words) in RANGES.items():
         value = _value(config, key)
         if not minimum <= value <= maximum:  # refuses NaN too
-            raise UserError(f'{key}={value} should be {words}.')
+            raise UserError(f'{key}={_shown(value)} should be {words}.')
     for key, choices in CHOICES.items():
         value = _value(config, key)
         if value not in choices:
-            raise UserError(f'{key}={value!r} should be {_one_of(choices)}.')
+            raise UserError(f'{key}={_shown(value)} should be {_one_of(choices)}.')
     _check_schedule(config)
     _check_conditioning(config)
     _check_networks(config)
     _check_evaluation(config)
+
+
+def unknown_keys(config: Mapping[str, Any]) -> list[str]:
+    """The dotted names of keys, of a configuration or its JSON values, that the defaults lack."""
+    known = {key for key, _, _ in _with_defaults(defaults.get_config())} | {*defaults.get_config()}
+    return [key[:_LONGEST] for key, _, _ in _with_defaults(config) if key not in known]
+
+
+def check_types(config: Mapping[str, Any]) -> None:
+    """Refuses values of another type than the default's. Keys may be missing.
+
+    Args:
+      config: a configuration, or its JSON values with tuples in place of lists; it has no
+        `unknown_keys`.
+
+    Raises:
+      UserError: naming the first such key.
+    """
+    for key, value, default in _with_defaults(config):
+        if not _has_type(value, default):
+            raise UserError(f'{key}={_shown(value)} should be {_TYPES[type(default)]}.')
 
 
 def check_batch(config: ml_collections.ConfigDict, devices: int) -> None:
@@ -148,6 +194,42 @@ def _value(config: ml_collections.ConfigDict, key: str) -> Any:
             f'The configuration has no {key}, perhaps because it is of an older version: give '
             '--config, or train again.'
         ) from error
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The keys of a configuration by dotted name, each with its value and its default."""
+    known = defaults.get_config()
+    for name, value in config.items():
+        default = known.get(name)
+        if isinstance(value, _SECTIONS) and isinstance(default, _SECTIONS):
+            for key, inner in value.items():
+                yield f'{name}.{key}', inner, default.get(key)
+        else:
+            yield name, value, default
+
+
+def _has_type(value: Any, default: Any) -> bool:
+    """Whether a value may take the place of a default, whose type is one of `_TYPES`."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if default is None:
+        return value is None or isinstance(value, str)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_has_type(each, 0) for each in value)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, however large it is."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return 'an integer of more than 128 bits'
+    if value is None or isinstance(value, (bool, int, float, str)):
+        text = repr(value)
+        return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…'
+    if isinstance(value, _SECTIONS):
+        return 'a section with keys'
+    simple = isinstance(value, tuple) and all(isinstance(each, (int, str)) for each in value)
+    return repr(value) if simple and len(value) < 10 else 'a list'
 
 
 def _one_of(choices: Iterable[Any]) -> str:

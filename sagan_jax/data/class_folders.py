@@ -12,13 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from sagan_jax.errors import UserError
+from sagan_jax.errors import UserError, printable
 from sagan_jax.image_scan import (
     Contents,
     PassedOver,
     contents,
     images_below,
-    printable,
     suffixes,
 )
 from sagan_jax.system.names import canonical
@@ -177,9 +176,7 @@ def _check_name(folder: Path) -> None:
     try:
         str(folder).encode()
     except UnicodeEncodeError:
-        raise UserError(
-            f'The name of the folder {printable(str(folder))} is not UTF-8: rename it.'
-        ) from None
+        raise UserError(f'The name of the folder {folder} is not UTF-8: rename it.') from None
 
 
 def _not_read(kind: str, folder: Path) -> PassedOver:

@@ -7,7 +7,8 @@ import ml_collections
 from sagan_jax.evaluation import protocol
 from sagan_jax.evaluation.evaluator import create_evaluator
 from sagan_jax.run import checkpoints, lock
-from sagan_jax.run.folder import Row, RunFolder
+from sagan_jax.run.entries import Row
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import state_shapes
 from sagan_jax.system import distributed
 

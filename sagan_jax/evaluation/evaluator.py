@@ -18,7 +18,7 @@ from sagan_jax.evaluation.real_statistics import Networks, Statistics
 from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score, compare
 from sagan_jax.models import Variables
-from sagan_jax.run.folder import Row
+from sagan_jax.run.entries import Row
 from sagan_jax.sampling import create_draw, create_freeze
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.system import distributed

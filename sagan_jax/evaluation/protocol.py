@@ -12,7 +12,7 @@ from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score
 from sagan_jax.metrics.features import FeatureNetwork
 from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
-from sagan_jax.run.folder import Row
+from sagan_jax.run.entries import Row
 from sagan_jax.system.records import versions
 
 LOW_IS_GOOD = ('fid', 'intra_fid', 'kid', 'fid_infinity')  # high values of all other scores are

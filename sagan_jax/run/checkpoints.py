@@ -16,7 +16,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.run import integrity, provenance
 from sagan_jax.run.folder import RunFolder, steps_in
 from sagan_jax.run.integrity import DamagedError
-from sagan_jax.system import distributed
+from sagan_jax.system import distributed, untrusted
 
 # What Orbax and the formats below it raise when they cannot write.
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
@@ -32,9 +32,17 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
     Args:
       folder: a run's `checkpoints/` or `best/`.
       keep: the number of newest checkpoints to keep; None to open the folder for reading.
+
+    Raises:
+      UserError: if there is something else in the folder's place, or Orbax cannot open it.
     """
     if keep:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UserError(
+                f'{folder} is not a folder: move it elsewhere, or choose another --workdir.'
+            ) from error
         _remove_remains(folder)  # if Orbax fails to remove them, all later saves fail
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
@@ -46,7 +54,13 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
         if jax.process_count() > 1
         else ocp.options.MultiprocessingOptions(),
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        return ocp.CheckpointManager(folder.absolute(), options=options)
+    except Exception as error:  # what Orbax raises on a damaged file depends on the file
+        raise UserError(
+            f'The checkpoints in {folder} cannot be opened ({untrusted.reason(error)}): move '
+            'damaged ones out of the folder, or choose another --workdir.'
+        ) from error
 
 
 def save(

@@ -2,44 +2,26 @@
 
 import dataclasses
 import json
+import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import ml_collections
 
-from sagan_jax.configuration import defaults
+from sagan_jax.configuration import checks, defaults
 from sagan_jax.errors import UserError
+from sagan_jax.run.entries import Row, is_row, parse_metrics, wrong_facts
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.untrusted import open_file, read_json, reason, warn_once
 
 
-class Row(TypedDict):
-    """A score and its protocol, as `evaluation/<step>.json` holds it."""
+class DamagedRecordError(UserError):
+    """A `config.json` that cannot be read or used."""
 
-    name: str  # see `protocol.row_name`
-    value: float
-    real_value: NotRequired[float]  # the same score for the real images
-    std: NotRequired[float]  # over splits or subsets
-    per_class: NotRequired[dict[str, float]]
-    splits: NotRequired[int]
-    subsets: NotRequired[int]
-    subset_size: NotRequired[int]
-    k: NotRequired[int]  # neighbours
-    step: int
-    num_fake: int
-    num_real: int
-    data: str
-    split: str
-    image_size: int
-    features: NotRequired[str]  # these three are missing if the score is computed from pixels
-    features_sha256: NotRequired[str]
-    resize: NotRequired[str]
-    rounding: str
-    labels: str
-    ema: float
-    batch_statistics: str
-    seed: int
-    versions: dict[str, str]
+
+_STEP = re.compile('[0-9]{1,10}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +98,11 @@ class RunFolder:
 
     def grid(self, step: int) -> Path:
         """The sample grid of a step."""
-        return self.samples / f'{step:06d}.png'
+        return self.samples / step_name(step, '.png')
 
     def scores_json(self, step: int) -> Path:
         """The scores of a step."""
-        return self.evaluation / f'{step:06d}.json'
+        return self.evaluation / step_name(step, '.json')
 
     def unwritable(self, error: OSError) -> UserError:
         """The error that reports that nothing can be written into the folder."""
@@ -137,7 +119,7 @@ class RunFolder:
 
     def checkpoint_steps(self) -> list[int]:
         """The steps in `checkpoints/`, in order."""
-        return list(steps_in(self.checkpoints))
+        return [step for step, path in steps_in(self.checkpoints).items() if path.is_dir()]
 
     # ---- The configuration and what belongs to it. ---------------------------------------------
 
@@ -147,17 +129,33 @@ class RunFolder:
         Keys of the configuration that were added after the run get their defaults.
 
         Raises:
-          UserError: if there is no such file, it holds something else, or its configuration has
-            keys that this version does not know.
+          DamagedRecordError: if there is no such file, it holds something else, or `checks.check`
+            refuses its configuration.
+          UserError: if its configuration has keys that this version does not know.
         """
+        path = self.config_json
         try:
-            found = json.loads(self.config_json.read_text(encoding='utf-8'))
-            return found | {'config': json.loads(self._complete(found).to_json())}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(
-                f'There is no run in {self.path}, because {self.config_json} cannot be read: '
-                'train first, or check --workdir.'
-            ) from error
+            found = read_json(path)
+            config = self._complete(found)
+            wrong = wrong_facts(found, max(config.dataset.num_classes, 1))
+            if wrong:
+                raise DamagedRecordError(f'{", ".join(wrong)} should be as the run wrote it.')
+            return found | {'config': json.loads(config.to_json())}
+        except FileNotFoundError as error:
+            if not self.checkpoint_steps():
+                raise DamagedRecordError(
+                    f'There is no run in {self.path}, because {path} cannot be read '
+                    f'({reason(error)}): train first, or check --workdir.'
+                ) from error
+            why = reason(error)
+        except DamagedRecordError as error:
+            why = str(error).removesuffix('.')
+        except (OSError, ValueError) as error:
+            why = reason(error)
+        raise DamagedRecordError(
+            f'The configuration of the run, {path}, cannot be used ({why}): correct the file, or '
+            'repeat the command that trains, with the same --config, which writes it again.'
+        )
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Writes `config.json`: `provenance.record` with 'data', what the run is trained on."""
@@ -182,18 +180,26 @@ class RunFolder:
         numbers = [f'{number:0{width}}' for number in range(classes)]
         return tuple(record.get('data', {}).get('class_names', numbers))
 
-    def _complete(self, record: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    def _complete(self, record: Any) -> ml_collections.ConfigDict:
         """A recorded configuration, with the defaults of keys that it lacks."""
-        config, written = defaults.get_config(), record['config']
-        unknown = _unknown_keys(written, config)
+        written = record.get('config') if isinstance(record, dict) else None
+        if not isinstance(written, dict):
+            raise DamagedRecordError('it holds no configuration')
+        unknown = checks.unknown_keys(written)
         if unknown:
-            version = record.get('version', 'unknown')
+            version, commit = record.get('version', 'unknown'), record.get('commit') or 'unknown'
             raise UserError(
                 f'The run in {self.path} was written by another version of this program '
-                f'({version}, commit {record.get("commit") or "unknown"}), whose configuration '
-                f'has {", ".join(unknown)}: use that version, or train again.'
+                f'({version!s:.40}, commit {commit!s:.60}), whose configuration has '
+                f'{", ".join(unknown[:10])}: use that version, or train again.'
             )
-        config.update(_with_tuples(written))
+        config, values = defaults.get_config(), _with_tuples(written)
+        try:
+            checks.check_types(values)
+            config.update(values)
+            checks.check(config)
+        except UserError as error:
+            raise DamagedRecordError(str(error)) from error
         return config
 
     # ---- Metrics. ------------------------------------------------------------------------------
@@ -202,30 +208,52 @@ class RunFolder:
         """What `metrics.jsonl` holds: one mapping per step with 'step', in the order of the steps.
 
         Lines of one step are merged, and where two give the same metric the later one counts.
-        Lines that are not whole are skipped: a killed or running job may leave half of one.
+        Leaves out what cannot be read, with a warning. A killed or running job may leave half a
+        line at the end, which is left out without one.
 
         Args:
           tail: read only this many bytes from the end; 0 for the whole file.
         """
+        path = self.metrics_jsonl
         try:
-            file = self.metrics_jsonl.open('rb')
-        except (FileNotFoundError, NotADirectoryError):
+            with open_file(path) as file:
+                start = max(0, file.seek(0, 2) - tail) if tail else 0
+                file.seek(start)
+                lines = file.read().split(b'\n')[1 if start else 0 :]  # the first may be cut
+        except FileNotFoundError:
             return []
-        with file:
-            start = max(0, file.seek(0, 2) - tail) if tail else 0
-            file.seek(start)
-            lines = file.read().split(b'\n')[1 if start else 0 :]  # the first may be cut
+        except OSError as error:
+            warn_once(f'{path} cannot be read ({reason(error)}): there are no curves')
+            return []
         found: dict[float, dict[str, float]] = {}
-        for values in filter(None, map(parse_metrics, lines)):
-            found.setdefault(values['step'], {}).update(values)
+        damaged = []
+        for number, line in enumerate(lines, 1):
+            values = parse_metrics(line)
+            if values:
+                found.setdefault(values['step'], {}).update(values)
+            elif line.strip() and number < len(lines):  # the last one may be unfinished
+                damaged.append(number)
+        if damaged and not tail:  # who looks at the end looks often
+            warn_once(
+                f'{path}: {len(damaged)} of {len(lines) - 1} lines cannot be read and are left '
+                f'out, the first is line {damaged[0]}'
+            )
         return [found[step] for step in sorted(found)]
 
     def drop_metrics_after(self, step: int) -> None:
-        """Removes the lines of later steps and those that are not whole."""
-        if not self.metrics_jsonl.exists():
+        """Removes the lines of later steps, and a last line that is not finished.
+
+        Raises:
+          OSError: if there is something else than a file in its place.
+        """
+        try:
+            with open_file(self.metrics_jsonl) as file:
+                *lines, last = file.read().split(b'\n')
+        except FileNotFoundError:
             return
-        lines = self.metrics_jsonl.read_bytes().split(b'\n')
-        kept = [line for line in lines if (v := parse_metrics(line)) and v['step'] <= step]
+        if parse_metrics(last):
+            lines.append(last)
+        kept = [line for line in lines if not (v := parse_metrics(line)) or v['step'] <= step]
         with atomic_path(self.metrics_jsonl) as temporary:
             temporary.write_bytes(b''.join(line + b'\n' for line in kept))
 
@@ -234,67 +262,71 @@ class RunFolder:
     def scores(self, step: int) -> list[Row]:
         """The scores of a step with their protocols; none if it was not evaluated.
 
-        Raises:
-          UserError: if the file cannot be read or holds something else.
+        Leaves out what cannot be read, with a warning.
         """
-        path = self.scores_json(step)
-        try:
-            rows = json.loads(path.read_text(encoding='utf-8'))
-            if not all(_is_score(row) for row in rows):
-                raise ValueError
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f'The scores {path} cannot be read: remove the file.') from error
+        rows, problem = self._read_scores(step)
+        if problem:
+            warn_once(f'{self.scores_json(step)} {problem}')
         return rows
 
     def all_scores(self) -> dict[int, list[Row]]:
-        """The scores by step, in the order of the steps. Raises what `scores` raises."""
+        """The scores by step, in the order of the steps, see `scores`."""
         return {step: self.scores(step) for step in steps_in(self.evaluation, '.json')}
 
     def write_scores(self, step: int, rows: Sequence[Row]) -> Path:
-        """Writes the scores of a step as a JSON array with one score per line."""
+        """Writes the scores of a step as a JSON array with one score per line.
+
+        A file that `scores` cannot read as a whole is moved aside.
+        """
         path = self.scores_json(step)
+        if self._read_scores(step)[1]:
+            aside = path.with_name(f'{path.stem}.damaged-{time.time_ns()}.json')
+            path.rename(aside)
+            print(f'warning        {path} is damaged and was moved to {aside}')
         lines = ',\n'.join(json.dumps(row, ensure_ascii=False) for row in rows)
         with atomic_path(path) as temporary:
             temporary.write_text(f'[\n{lines}\n]\n', encoding='utf-8')
         return path
 
+    def _read_scores(self, step: int) -> tuple[list[Row], str]:
+        """The scores of a step, and what is wrong with their file."""
+        try:
+            found = read_json(self.scores_json(step))
+        except FileNotFoundError:
+            return [], ''
+        except (OSError, ValueError) as error:
+            return [], f'cannot be read ({reason(error)}): its scores are left out'
+        if not isinstance(found, list):
+            return [], 'holds no list of scores: it is left out'
+        rows = [row for row in found if is_row(row)]
+        damaged = len(found) - len(rows)
+        return rows, f'has {damaged} scores that cannot be read: they are left out' * bool(damaged)
+
 
 def steps_in(folder: Path, suffix: str = '') -> dict[int, Path]:
     """The entries of a folder that are named after steps, in the order of the steps."""
-    found = (path for path in folder.glob(f'*{suffix}') if path.suffix == suffix)
-    return dict(sorted((int(path.stem), path) for path in found if path.stem.isdecimal()))
+    found = {}
+    for path in folder.glob(f'*{suffix}'):
+        digits = path.name.removesuffix(suffix)
+        if _STEP.fullmatch(digits) and path.name == step_name(int(digits), suffix):
+            found[int(digits)] = path
+    return dict(sorted(found.items()))
 
 
-def parse_metrics(line: bytes) -> dict[str, float] | None:
-    """A line of `metrics.jsonl`; None if it is not whole or holds anything but numbers."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not (isinstance(values, dict) and type(values.get('step')) is int):
-        return None
-    return values if all(type(value) in (int, float) for value in values.values()) else None
+def step_name(step: int, suffix: str = '') -> str:
+    """The name of what belongs to a step: a checkpoint, or a file with a suffix."""
+    return f'{step:06d}{suffix}' if suffix else str(step)
 
 
-def _is_score(row: Any) -> bool:
-    return isinstance(row['name'], str) and type(row['value']) in (int, float)
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON values of a configuration, with tuples in place of lists."""
 
+    def value(found: Any) -> Any:
+        return tuple(found) if isinstance(found, list) else found
 
-def _unknown_keys(written: Mapping[str, Any], known: ml_collections.ConfigDict) -> list[str]:
-    """The keys of a recorded configuration that `known` lacks, by dotted name."""
-    found = []
-    for key, value in written.items():
-        if key not in known:
-            found.append(key)
-        elif isinstance(known[key], ml_collections.ConfigDict):
-            found += [f'{key}.{name}' for name in _unknown_keys(value, known[key])]
-    return found
-
-
-def _with_tuples(value: Any) -> Any:
-    """A JSON value with tuples in place of lists, as configurations have them."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(entry) for key, entry in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+    return {
+        name: {key: value(inner) for key, inner in found.items()}
+        if isinstance(found, dict)
+        else value(found)
+        for name, found in values.items()
+    }

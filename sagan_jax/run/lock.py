@@ -26,8 +26,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from sagan_jax.errors import UserError
+from sagan_jax.errors import UserError, printable
 from sagan_jax.run.folder import RunFolder
+from sagan_jax.system.untrusted import open_file, parse_json
 
 BEAT = 10.0  # seconds between two touches
 PATIENCE = 90.0  # seconds without a touch after which a process on another machine counts as gone
@@ -223,14 +224,15 @@ def _refusal(run: RunFolder, record: Record | None, instead: str) -> UserError:
 def _read(run: RunFolder) -> Record | None:
     """The record of a folder; None without one, and `_DAMAGED` for one that cannot be read."""
     try:
-        text = run.lock.read_bytes()
+        with open_file(run.lock) as file:
+            text = file.read(_SIZE + 1)
     except OSError:
         return None
     if not text.strip():
         return None
     try:
-        record = Record(**json.loads(text))
-    except (ValueError, TypeError, RecursionError):
+        record = Record(**parse_json(text))
+    except (ValueError, TypeError):
         return _DAMAGED
     names = (record.host, record.machine, record.started, record.since, record.token)
     is_whole = all(isinstance(name, str) for name in names) and type(record.released) is bool
@@ -254,7 +256,7 @@ def _write(run: RunFolder, record: Record) -> None:
 
 def describe(record: Record) -> str:
     """A process for messages: its id, its host and since when it uses the folder."""
-    return f'process {record.process} on {record.host} since {record.since}'
+    return printable(f'process {record.process} on {record.host} since {record.since}')
 
 
 def _is_touched(run: RunFolder) -> bool:

@@ -16,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run.folder import RunFolder
+from sagan_jax.system.untrusted import reason
 
 
 class RunLog:
@@ -24,11 +25,21 @@ class RunLog:
     A run that resumes at `step` removes what a killed run had written about later steps, so that
     each step is there once. If the disk is full, a warning is printed and training continues:
     lines of metrics are kept and written later, TensorBoard's events are lost.
+
+    Raises:
+      UserError: if `metrics.jsonl` cannot be opened.
     """
 
     def __init__(self, folder: RunFolder, step: int):
-        folder.drop_metrics_after(step)
-        self._file = folder.metrics_jsonl.open('ab', buffering=0)
+        try:
+            folder.metrics()  # names lines that cannot be read
+            folder.drop_metrics_after(step)
+            self._file = folder.metrics_jsonl.open('ab', buffering=0)
+        except OSError as error:
+            raise UserError(
+                f'{folder.metrics_jsonl} cannot be written ({reason(error)}): remove what is in '
+                'its place, free disk space, or choose another --workdir.'
+            ) from error
         self._folder = folder
         self._unwritten = b''
         self._events = None
@@ -137,9 +148,10 @@ def tolerating_errors(what: str) -> Iterator[None]:
     """Turns an error of the disk into a warning: it costs images and curves, but not the run."""
     try:
         yield
-    except (OSError, UserError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        print(f'warning        {what} cannot be written ({reason}), training continues')
+    except OSError as error:
+        print(f'warning        {what} cannot be written ({reason(error)}), training continues')
+    except UserError as error:
+        print(f'warning        {error} Training continues.')
 
 
 def progress(step: int, num_steps: int, values: Mapping[str, float], images_per_step: int) -> str:

@@ -101,10 +101,10 @@ def locked(path: Path, when_busy: Callable[[], None] = lambda: None) -> Iterator
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process has the lock of a file."""
+    """Whether a process has the lock of a file; False for a file that cannot be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

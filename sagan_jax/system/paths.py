@@ -31,8 +31,8 @@ def check_path(path: str, flag: str) -> None:
             f'{flag}={shown} is not a path on this machine: copy or mount what is there, and give '
             'the local path.'
         )
-    if shown != path:
-        raise UserError(f'{flag}={shown} is not UTF-8: rename the folder or the file.')
+    if shown != path or '\0' in path:
+        raise UserError(f'{flag}={shown} is not a path in UTF-8: rename the folder or the file.')
 
 
 def check_data_path(path: str, flag: str) -> None:

@@ -22,10 +22,12 @@ from sagan_jax import models, sampling
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import protocol
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.run.folder import Row, RunFolder
+from sagan_jax.run.entries import Row
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.system.files import partial_path
 from sagan_jax.system.paths import refuse_file
 from sagan_jax.system.records import versions
+from sagan_jax.system.untrusted import read_json
 from sagan_jax.trained.model import Model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -136,7 +138,7 @@ def _check_folder(folder: Path) -> None:
 def _changed(folder: Path, names: list[str]) -> list[str]:
     """Those of `FILES` in a folder that differ from what `generator.json` records of them."""
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        description = read_json(folder / DESCRIPTION)
         written = description.pop('files')
         found = _hashes(folder, names, description)
         return [name for name in names if found[name] != written[name]]

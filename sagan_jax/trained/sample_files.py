@@ -22,6 +22,7 @@ from sagan_jax.system.files import atomic_path, locked, remove_partial
 from sagan_jax.system.paths import folder_names, refuse_file
 from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
+from sagan_jax.system.untrusted import read_json
 from sagan_jax.trained.model import Model
 
 # What can be drawn, with the default number of images, or of rows for the interpolations.
@@ -232,13 +233,13 @@ def _check_record(folder: Path, record: dict[str, Any]) -> None:
     path, other = folder / RECORD, []
     if path.exists():
         try:
-            written = json.loads(path.read_text())
+            written = read_json(path)
             other = [
-                f'{key} {found}, not {wanted}'
+                f'{key} {found!s:.60}, not {wanted!s:.60}'
                 for key, found, wanted in differences(written, record)
                 if not (key == 'num_images' and found < wanted)  # images may be added
             ]
-        except (ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             other = [f'{RECORD} cannot be read']
     elif any(not entry.name.startswith('.') for entry in folder.iterdir()):
         other = [f'there is no {RECORD}']

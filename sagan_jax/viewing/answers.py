@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 from sagan_jax.errors import UserError
 from sagan_jax.run.folder import RunFolder
+from sagan_jax.system.untrusted import open_file
 from sagan_jax.viewing import page, report, requests
 from sagan_jax.viewing.requests import ClientLeft, Refused
 
+_MAX_CONFIG = 2**26  # bytes of config.json
 _REPORT_SECONDS = 3  # after which a report is built again
 
 
@@ -109,7 +111,7 @@ def _create_pages(
     def current() -> tuple[dict[str, Answer], dict[str, requests.Draw]]:
         nonlocal of, found
         with lock:
-            written = run.config_json.read_bytes() if run.config_json.is_file() else b''
+            written = _content(run.config_json)
             if written != of:
                 config, class_names = run.config(), run.class_names()
                 text = page.render(
@@ -146,6 +148,15 @@ def _create_report(workdir: Path) -> Callable[[str], Answer]:
             return built
 
     return answer
+
+
+def _content(path: Path) -> bytes:
+    """The content of a file as far as it matters; empty if it cannot be read."""
+    try:
+        with open_file(path) as file:
+            return file.read(_MAX_CONFIG)
+    except OSError:
+        return b''
 
 
 def is_loopback(host: str) -> bool:

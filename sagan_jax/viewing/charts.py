@@ -14,6 +14,7 @@ COLOURS = (
     *('#4477aa', '#ee6677', '#228833', '#b8860b', '#2ba8c9', '#aa3377', '#e07b00'),
     *('#7a7a7a', '#7755cc', '#11a38f'),
 )
+_SMALLEST = 1e-45  # of float32
 LOGARITHMIC_FROM = 10  # ratio of the largest to the smallest value
 
 _DASHES = ('', '6 4', '2 4')
@@ -103,7 +104,7 @@ def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> Cha
     """
     points = [point for curve in curves for run in curve.runs for point in run]
     low, high = min(y for _, y in points), max(y for _, y in points)
-    logarithmic = logarithmic and low > 0 and high / low > LOGARITHMIC_FROM
+    logarithmic = logarithmic and low > _SMALLEST and high / low > LOGARITHMIC_FROM
     last = max(x for x, _ in points) or 1
     values = _decades(low, high) if logarithmic else _round_numbers(low, high)
     low, high = min(low, values[0]), max(high, values[-1])
@@ -135,7 +136,9 @@ def chart(title: str, curves: Sequence[Curve], logarithmic: bool = False) -> Cha
 
 def _round_numbers(low: float, high: float) -> list[float]:
     """Four to eight round numbers that enclose `low` and `high`."""
-    span = (high - low) or abs(high) or 1
+    span = high - low
+    if span <= 1e-9 * abs(high) + _SMALLEST:
+        span = max(abs(high), _SMALLEST) if high else 1
     unit = 10 ** math.floor(math.log10(span))
     step = next(unit * part for part in (0.1, 0.2, 0.5, 1, 2) if span / (unit * part) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

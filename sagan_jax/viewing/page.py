@@ -4,6 +4,7 @@ import base64
 import functools
 import hashlib
 import io
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from sagan_jax.images import open_image
+from sagan_jax.errors import UserError
+from sagan_jax.images import UnreadableImage, read
+from sagan_jax.system.untrusted import reason, warn_once
 
 IMAGE_WIDTH = 664  # a grid with ten columns of 64×64
 
@@ -76,9 +79,19 @@ def _sha256(text: str) -> str:
 # ---- Images. -----------------------------------------------------------------------------------
 
 
-def figure(path: Path, caption: str) -> Figure:
-    """An image file with its caption, reduced to `IMAGE_WIDTH` if it is wider."""
-    return Figure(caption, _small(path, path.stat().st_mtime_ns))
+def figures(captions: Mapping[Path, str]) -> list[Figure]:
+    """Image files with their captions, reduced to `IMAGE_WIDTH` if they are wider.
+
+    Leaves out files that do not exist and, with a warning, those that cannot be read.
+    """
+    found = []
+    for path, caption in captions.items():
+        if path.is_symlink() or path.exists():
+            try:
+                found.append(Figure(caption, _small(path, path.lstat().st_mtime_ns)))
+            except UserError as error:
+                warn_once(str(error))
+    return found
 
 
 def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
@@ -91,9 +104,11 @@ def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
 
 @functools.lru_cache(64)  # a run rewrites its page often, and few images are new
 def _small(path: Path, changed: int) -> str:
-    with open_image(path) as file:
-        image = file.convert('RGB')
+    image = Image.fromarray(read(path))
     if image.width > IMAGE_WIDTH:
-        height = round(image.height * IMAGE_WIDTH / image.width)
+        height = max(1, round(image.height * IMAGE_WIDTH / image.width))
         image = image.resize((IMAGE_WIDTH, height), Image.Resampling.LANCZOS)
-    return data_uri(image)
+    try:
+        return data_uri(image)
+    except ValueError as error:  # too high for WebP
+        raise UnreadableImage(path, reason(error)) from error

@@ -11,10 +11,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sagan_jax import sampling
+from sagan_jax.errors import UserError
 from sagan_jax.evaluation.protocol import identity
-from sagan_jax.images import open_image
-from sagan_jax.run.folder import Row, RunFolder
+from sagan_jax.images import read
+from sagan_jax.run.entries import Row
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.untrusted import reason
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart, Curve, Points
 from sagan_jax.viewing.page import Figure
@@ -38,15 +41,27 @@ Item = TypeVar('Item')
 
 
 def write(workdir: Path) -> None:
-    """Writes `report.html` into a run's folder; raises what `html` does."""
-    with atomic_path(RunFolder(workdir).report) as temporary:
-        temporary.write_text(html(workdir), encoding='utf-8')
+    """Writes `report.html` into a run's folder.
+
+    Raises:
+      UserError: when there is no run, or the file cannot be written.
+    """
+    path, text = RunFolder(workdir).report, html(workdir)
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise UserError(
+            f'The report {path} cannot be written ({reason(error)}): free disk space, and remove '
+            'what is in its place.'
+        ) from error
 
 
 def html(workdir: Path, served: bool = False) -> str:
     """The report of a run. Reads only the run's folder; the training data are not needed.
 
-    Shows at most 300 points of each curve and 24 sample grids, evenly spaced.
+    Shows at most 300 points of each curve and 24 sample grids, evenly spaced. Leaves out what
+    cannot be read, with a warning.
 
     Args:
       workdir: the run's folder; only its config.json is required.
@@ -54,7 +69,6 @@ def html(workdir: Path, served: bool = False) -> str:
 
     Raises:
       UserError: when there is no run.
-      OSError: when an image cannot be read.
     """
     run = RunFolder(workdir)
     record, metrics, scores = run.record(), run.metrics(), _scores(run)
@@ -68,18 +82,18 @@ def html(workdir: Path, served: bool = False) -> str:
         config=record['config'],
         data=record.get('data', {}),
         commit=(record.get('commit') or 'unknown')[:10],
-        versions=record['versions'],
+        versions=record.get('versions', {}),
         step=metrics[-1]['step'] if metrics else 0,
         logged=_last_change(run.metrics_jsonl),
         samples=_evolution(grids),
-        reals=_figures({run.reals: 'real images'}),
+        reals=page.figures({run.reals: 'real images'}),
         class_names=classes,
         class_rows=_class_rows(run, grids, classes),
         scores=[_score_cells(title, row) for title, row in zip(titles, latest, strict=True)],
         score_charts=_score_charts(titles, scores),
         protocols=protocols.in_words(titles, [identity(row) for row in latest]),
         curves=_curves(metrics, {row['name'] for row in latest}),
-        attention_maps=_figures(
+        attention_maps=page.figures(
             {run.figures / f'attention_{network}.png': network for network in _NETWORKS},
         ),
         settings=_settings(record['config']),
@@ -111,19 +125,15 @@ def _grid_rows(run: RunFolder) -> list[str]:
 
 
 def _last_change(path: Path) -> str:
-    if not path.exists():
+    try:
+        return f'{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC'
+    except (OSError, ValueError, OverflowError):  # no such file, or no such year
         return ''
-    return f'{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC'
-
-
-def _figures(captions: Mapping[Path, str]) -> list[Figure]:
-    """The images that exist; `captions` maps paths of files to captions."""
-    return [page.figure(path, caption) for path, caption in captions.items() if path.exists()]
 
 
 def _evolution(grids: Mapping[int, Path]) -> list[Figure]:
     steps = _evenly_spaced(list(grids), _MAX_GRIDS)
-    return [page.figure(grids[step], f'step {step:,}') for step in steps]
+    return page.figures({grids[step]: f'step {step:,}' for step in steps})
 
 
 def _class_rows(
@@ -135,11 +145,13 @@ def _class_rows(
     found: list[tuple[str, list[Figure]]] = [(name, []) for name in classes]
     sources = {'samples': grids[max(grids)], 'real images': run.reals}
     for kind, path in sources.items():
-        if not path.exists():
+        try:
+            grid = read(path)
+        except UserError:  # the page has named it, if it exists
             continue
-        with open_image(path) as image:
-            grid = np.asarray(image.convert('RGB'))
         height = len(grid) // len(classes)
+        if not height:
+            continue
         for index, (name, figures) in enumerate(found):
             row = grid[index * height : (index + 1) * height]
             figures.append(Figure(f'{name}, {kind}', page.data_uri(row)))
@@ -198,7 +210,7 @@ def _coloured(kind: str, group: Mapping[tuple[str, str], Points]) -> list[Curve]
 
 def _parse(name: str) -> tuple[str, str, str]:
     """The owner, kind and resolution in a metric's name; '' for a part that it lacks."""
-    found = re.fullmatch(r'(generator|discriminator|real|fake)_(\D+)(\d*)', name)
+    found = re.fullmatch(r'(generator|discriminator|real|fake)_(\D+)([0-9]{0,9})', name)
     return (found[1], found[2], found[3]) if found else ('', name, '')
 
 

@@ -62,8 +62,8 @@ def test_every_choice_of_networks_exists(key):
     [
         ({'optimizer__b1': 1.0}, 'optimizer.b1=1.0 should be at least 0 and below 1'),
         ({'optimizer__b1': float('nan')}, 'optimizer.b1=nan should be'),
-        ({'evaluation__batch_size': 0}, 'batch_size=0 should be 1 or more'),
-        ({'model__attention_query_block': -1}, 'query_block=-1 should be 0 or more'),
+        ({'evaluation__batch_size': 0}, 'batch_size=0 should be from 1 to 65536'),
+        ({'model__attention_query_block': -1}, 'query_block=-1 should be from 0 to'),
         ({'loss': 'wgan'}, "^loss='wgan' should be hinge or non_saturating.$"),
         ({'dtype': 'float16'}, "dtype='float16' should be float32 or bfloat16"),
         ({'model__architecture': 'vgg'}, "='vgg' should be sagan, pyramid or dcgan"),

@@ -56,9 +56,9 @@ def started(arguments, folder):
     ('config', 'sentence'),
     [
         # The configuration is found, and then its batch size is refused.
-        ('quickstart', 'batch_size=-1 should be 1 or more'),
-        ('configs/quickstart.py', 'batch_size=-1 should be 1 or more'),
-        ('mine/my_config.py', 'batch_size=-1 should be 1 or more'),
+        ('quickstart', 'batch_size=-1 should be from 1 to 1000000'),
+        ('configs/quickstart.py', 'batch_size=-1 should be from 1 to 1000000'),
+        ('mine/my_config.py', 'batch_size=-1 should be from 1 to 1000000'),
         ('mine/missing.py', "mine/missing.py fails (No module named 'absent')"),
         ('mine/old.py', "mine/old.py fails (cannot import name 'systems'"),
         ('mine/broken.py', 'mine/broken.py is not valid Python'),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -111,8 +112,19 @@ def test_a_run_without_a_log_has_no_metrics(run):
 # ---- Scores and grids. -------------------------------------------------------------------------
 
 
+ROW = {
+    'name': 'fid',
+    'value': 1.5,
+    'step': 7,
+    'num_fake': 50,
+    'num_real': 36,
+    'data': 'Übung',
+    'split': 'train',
+}
+
+
 def test_scores_are_read_as_they_were_written(run):
-    rows = [{'name': 'fid', 'value': 1.5, 'data': 'Übung'}, {'name': 'is', 'value': 2}]
+    rows = [ROW, ROW | {'name': 'is', 'value': 2}]
     assert run.scores(7) == []
     path = run.write_scores(7, rows)
     assert path.read_text().count('\n') == 4  # one score per line, between two brackets
@@ -124,23 +136,41 @@ def test_scores_are_read_as_they_were_written(run):
 @pytest.mark.parametrize(
     'text',
     ['', '[', '[{"name": "fid"', '{}x', '7', 'null', '{"name": "fid"}', '[7]', '["fid"]', '[[]]',
-     '[{"name": "fid"}]', '[{"value": 1}]', '[{"name": 1, "value": 2}]',
-     '[{"name": "fid", "value": "low"}]', '\x00\x00\x00'],
+     '[{"name": "fid"}]', '[{"value": 1}]', '[' * 10**5, '\x00\x00\x00',
+     *(json.dumps([{k: v for k, v in ROW.items() if k != key}]) for key in ROW),
+     *(json.dumps([ROW | {key: None}]) for key in ROW),
+     *(json.dumps([ROW | {'value': value}]) for value in (10**400, 1e60, True, '1')),
+     *(json.dumps([ROW | {'step': value}]) for value in (-1, 10**12, 1.0))],
 )  # fmt: skip
-def test_damaged_or_foreign_scores_are_named(run, text):
+def test_damaged_or_foreign_scores_are_named_once_and_kept(run, text, capsys):
     run.write_scores(7, []).write_text(text)
-    with pytest.raises(UserError, match=r'000007.json cannot be read: remove the file'):
-        run.all_scores()
+    run.write_scores(8, [ROW])
+    for _ in range(2):
+        assert run.all_scores() == {7: [], 8: [ROW]}
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert str(run.scores_json(7)) in warning
+    run.write_scores(7, [ROW])
+    assert run.all_scores() == {7: [ROW], 8: [ROW]}
+    (aside,) = run.evaluation.glob('000007.damaged-*')
+    assert aside.read_text() == text
+
+
+def test_sound_scores_beside_damaged_ones_are_read(run, capsys):
+    run.write_scores(7, [ROW, ROW | {'value': 'low'}])
+    assert run.scores(7) == [ROW]
+    assert '000007.json has 1 scores that cannot be read' in capsys.readouterr().out
 
 
 def test_grids_and_checkpoints_come_by_step(run):
-    for name in ('000010.png', '1000000.png', 'reals.png', '000002.png', '000003.jpg', 'x.png'):
+    odd = '2.png', '٠٠٠٠٠٤.png', '0000005.png', f'{10**12}.png', '-00001.png', '000006.png.png'
+    for name in ('000010.png', '1000000.png', 'reals.png', '000002.png', '000003.jpg', *odd):
         (run.samples / name).parent.mkdir(exist_ok=True)
         (run.samples / name).touch()
     assert list(run.grids()) == [2, 10, 1_000_000]
     assert run.grids()[2] == run.grid(2)
-    for name in ('10', '9', '8.orbax-checkpoint-tmp-3', 'checkpoint'):
+    for name in ('10', '9', '8.orbax-checkpoint-tmp-3', 'checkpoint', '007', '٧'):
         (run.checkpoints / name).mkdir(parents=True)
+    (run.checkpoints / '6').touch()
     assert run.checkpoint_steps() == [9, 10]
     assert RunFolder(run.path / 'nowhere').checkpoint_steps() == []
 
@@ -182,12 +212,35 @@ def test_a_run_with_keys_of_another_version_is_refused(run, key):
 
 
 @pytest.mark.parametrize(
-    'text',
-    ['', '{', 'null', '7', '[]', '{}', '{"config": 7}', '{"config": {"model": 7}}',
-     '{"config": {"seed": "one"}}', '\x00'],
+    ('text', 'why'),
+    [
+        ('', 'Expecting value'),
+        ('{', 'Expecting property name'),
+        ('null', 'it holds no configuration'),
+        ('7', 'it holds no configuration'),
+        ('[]', 'it holds no configuration'),
+        ('{}', 'it holds no configuration'),
+        ('{"config": 7}', 'it holds no configuration'),
+        ('{"config": {"model": 7}}', 'model=7 should be a section with keys'),
+        ('{"config": {"seed": "one"}}', "seed='one' should be an integer"),
+        ('\x00', 'Expecting value'),
+        ('[' * 10**5, 'nested too deeply'),
+        ('"\\ud800"', 'not UTF-8'),
+        ('{"config": {"dataset": {"num_classes": 1000000000000000000}}}',
+         'dataset.num_classes=1000000000000000000 should be from 0 to 1000000'),
+        ('{"config": {"model": {"generator_attention": [[16]]}}}',
+         'model.generator_attention=a list should be a tuple of integers'),
+        ('{"config": {"dataset": {"image_size": 1048576}}}',
+         "The architecture 'sagan' has no networks for dataset.image_size=1048576: choose"),
+        ('{"config": {}, "data": {"class_names": ["a"]}}', 'data.class_names should be as'),
+        ('{"config": {}, "versions": 7, "data": {"count": "x"}}', 'data.count, versions should'),
+    ],
 )  # fmt: skip
-def test_a_damaged_or_foreign_config_is_no_run(run, text):
-    for _ in range(2):
-        with pytest.raises(UserError, match=r'There is no run in .*config\.json cannot be read'):
-            run.config()
-        run.config_json.write_text(text)
+def test_a_damaged_or_foreign_config_is_no_run(run, text, why):
+    with pytest.raises(UserError, match=r'There is no run in .*config\.json cannot be read \(No'):
+        run.config()
+    run.config_json.write_text(text)
+    with pytest.raises(
+        UserError, match=rf'config\.json, cannot be used \({re.escape(why)}.*\): corr'
+    ):
+        run.config()

@@ -69,7 +69,7 @@ def test_a_configuration_that_cannot_be_read_counts_only_with_checkpoints(run):
     for spoil in (lambda: run.config_json.write_text('{'), run.config_json.unlink):
         spoil()
         if run.checkpoints.exists():
-            with pytest.raises(UserError, match=r'config\.json cannot be read'):
+            with pytest.raises(UserError, match=r'config\.json, cannot be used \('):
                 provenance.check_configuration(run, tiny.config())
         else:
             provenance.check_configuration(run, tiny.config())

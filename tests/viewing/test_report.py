@@ -23,7 +23,7 @@ from tests import tiny
 
 NAMES = ['<script>alert(1)</script>', 'cat & "dog"', 'class2']
 HOSTILE = "<i>x\"> & 'y' onload=alert(1)"
-ROW = {'step': 0, 'num_fake': 50, 'num_real': 36, 'split': 'train', 'seed': 0, 'versions': {}}
+ROW = {'step': 0, 'num_fake': 50, 'num_real': 36, 'data': 'x', 'split': 'train', 'versions': {}}
 
 
 class Page(html.parser.HTMLParser):
@@ -190,7 +190,7 @@ def test_scores_and_their_protocols(finished):
     page = read(finished)
     for part in ('fid50_train (1)', 'fid50_train (2)', '0.5 ± 0.12', '0.75'):
         assert part in page.text
-    assert 'in commonstep 5000, num fake 50, num real 36, split train' in page.text
+    assert 'in commonstep 5000, num fake 50, num real 36, data x, split train' in page.text
     assert 'fid50_train (2)features <b>other</b>' in page.text
     titles = re.findall(r'class="title">([^<]+)<', report.html(finished))
     assert titles[:2] == ['fid50_train (1)', 'class_share50']  # the third was measured once
