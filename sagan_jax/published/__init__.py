@@ -1,0 +1,1 @@
+"""Generators that others have trained and published: files to variables of this project."""
