@@ -8,7 +8,8 @@ install). A folder of class folders works too: --config.dataset.name=image_folde
 
 The default, `best_public`, has the settings of the best public reproduction: attention at 16×16,
 both rates 2e-4, β 0.5 and 0.999, five discriminator updates with batches of 64, orthogonal
-weights, 100,000 generator updates. It reports an Inception Score of 9.32 and an FID of 9.43. The
+weights and class tables, these normalised too, PyTorch's running averages, mirrored images, 100,000
+generator updates. It reports an Inception Score of 9.32 and an FID of 9.43. The
 other variants, in sagan_jax/configuration/variants.py, use the paper's settings with the same
 networks.
 """
@@ -19,7 +20,14 @@ from sagan_jax.configuration import defaults, variants
 
 BEST_PUBLIC = variants.attention_at(16) | {
     'discriminator_steps': 5,
+    'dataset.flip': True,
     'model.initializer': 'orthogonal',
+    'spectral_norm.class_tables': True,
+    'batch_norm.class_tables': 'drawn',
+    'batch_norm.decay': 0.9,
+    'batch_norm.last_decay': 0.9,
+    'batch_norm.unbiased_average': True,
+    'batch_norm.epsilon': 1e-4,
     'optimizer.generator_lr': 2e-4,
     'optimizer.discriminator_lr': 2e-4,
     'optimizer.b1': 0.5,

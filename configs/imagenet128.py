@@ -8,7 +8,7 @@ optional. sagan_jax/configuration/variants.py defines the variants: those of Tab
 (`no_attention`, `feat8` … `feat64`, `residual8` … `residual64`), of Table 2 (`acgan`,
 `sngan_projection`) and of Figure 3 (`sn_d`, `sn_d_5to1`, `sn_gd`, `sn_gd_ttur`), `dcgan`,
 `paper_text`, and `best_public`, the settings of the best public result (Inception Score 69.5, FID
-12.83; batches of 256).
+12.83; batches of 256 on eight devices, whose moments are of 32 images each).
 
 The paper trained a million steps of 256 images on four GPUs in about two weeks. It reports an FID
 of 22.96 without attention, and of 22.98, 22.14, 18.28 and 18.65 with attention at 8, 16, 32 and 64.
@@ -23,8 +23,13 @@ from sagan_jax.configuration import defaults, variants
 BEST_PUBLIC = variants.attention_at(64) | {
     'ema.decay': 0.999,
     'ema.start_step': 2000,
+    'model.dense_bias': 'uniform',
     'spectral_norm.epsilon': 1e-8,
     'batch_norm.cross_replica': False,
+    'batch_norm.class_tables': 'drawn',
+    'batch_norm.decay': 0.9,
+    'batch_norm.last_decay': 0.9,
+    'batch_norm.unbiased_average': True,
 }
 
 

@@ -13,25 +13,36 @@ from flax import traverse_util
 
 Tree = dict[str, Any]
 
-# Convolution and dense kernels, and the discriminator's label embedding. Biases, the gammas of
-# attention and the tables of conditional batch norm are not normalised.
+# Convolution and dense kernels, and the discriminator's label embedding. Biases and the gammas of
+# attention are not normalised, and the tables of conditional batch norm only if asked for.
 NORMALISED = ('kernel', 'embedding')
 
 
-def init(key: jax.Array, params: Tree) -> Tree:
+def is_class_table(path: tuple[str, ...], leaf: jax.Array) -> bool:
+    """Whether a parameter is a table of conditional batch norm, [classes, C]."""
+    return path[-1] in ('scale', 'bias') and leaf.ndim == 2
+
+
+def init(key: jax.Array, params: Tree, tables: bool = False) -> Tree:
     """Initial statistics: `u` truncated normal as in the official code, `sigma` 1.
 
     Args:
       key: a typed PRNG key.
       params: the parameter tree of one network.
+      tables: whether to normalise the tables of conditional batch norm too.
 
     Returns:
       A tree with `{'u': float32 [rows of Wᵀ], 'sigma': float32 []}` at every weight whose name is
-      in `NORMALISED`.
+      in `NORMALISED`, and at the tables.
     """
     flat = traverse_util.flatten_dict(params)
+    weights = [
+        path
+        for path, leaf in flat.items()
+        if path[-1] in NORMALISED or (tables and is_class_table(path, leaf))
+    ]
     stats = {}
-    for index, path in enumerate(sorted(path for path in flat if path[-1] in NORMALISED)):
+    for index, path in enumerate(sorted(weights)):
         size = _matrix(path, flat[path]).shape[1]
         u = jax.random.truncated_normal(jax.random.fold_in(key, index), -2, 2, (size,))
         stats[*path, 'u'] = u
@@ -42,7 +53,7 @@ def init(key: jax.Array, params: Tree) -> Tree:
 def normalise(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12) -> tuple[Tree, Tree]:
     """Divides each weight that has statistics by its largest singular value.
 
-    W is [in, out]: a kernel flattened to [-1, out], or the transposed embedding. One power
+    W is [in, out]: a kernel flattened to [-1, out], or a transposed table of classes. One power
     iteration gives v = Wu/‖Wu‖, the next u = Wᵀv/‖Wᵀv‖ and σ = vᵀWu, all in float32. u and v are
     constants in the gradient, so ∂σ/∂W = vuᵀ (Miyato et al. 2018, section 2.1 and equation 12).
 
@@ -109,7 +120,8 @@ def largest_sigma(spectral_stats: Tree) -> jax.Array:
 
 
 def _matrix(path: tuple[str, ...], weight: jax.Array) -> jax.Array:
-    if path[-1] == 'embedding':  # the official code normalises its transpose: u has one per class
+    # The official code normalises the transpose of a table: u has one entry per class.
+    if path[-1] == 'embedding' or is_class_table(path, weight):
         return weight.T
     return weight.reshape(-1, weight.shape[-1])
 

@@ -43,6 +43,23 @@ def test_statistics_exist_for_normalised_weights_only():
     assert not np.array_equal(stats['conv']['kernel']['u'][:5], stats['embed']['embedding']['u'])
 
 
+def test_class_tables_are_normalised_if_asked_for():
+    params = example()
+    alone = spectral_norm.init(jax.random.key(0), params)
+    stats = spectral_norm.init(jax.random.key(0), params, tables=True)
+    tables = stats.pop('norm1')
+    assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, alone)
+    assert jax.tree.map(jnp.shape, tables) == {
+        key: {'u': (5,), 'sigma': ()} for key in ('scale', 'bias')
+    }
+    converged = spectral_norm.converge(params, {'norm1': tables})
+    weights, _ = spectral_norm.normalise(params, converged)
+    for name, table in params['norm1'].items():
+        sigma = np.linalg.svd(np.asarray(table))[1][0]
+        np.testing.assert_allclose(weights['norm1'][name], table / sigma, rtol=1e-4)
+    chex.assert_trees_all_equal(weights['conv'], params['conv'])
+
+
 def test_one_power_iteration_by_hand():
     params = example()
     stats = spectral_norm.init(jax.random.key(0), params)

@@ -93,6 +93,9 @@ CHOICES: dict[str, Iterable[str]] = {
     'model.architecture': ARCHITECTURES,
     'model.attention_block': ('self_attention', 'residual'),
     'model.conditioning': ('projection', 'acgan', 'none'),
+    'model.dense_bias': ('zeros', 'uniform'),
+    'model.discriminator_skip': ('input', 'relu'),
+    'batch_norm.class_tables': ('constant', 'drawn'),
     'model.initializer': ('xavier_uniform', 'orthogonal', 'normal'),
     'evaluation.features': ('inception', 'in_domain'),
     'evaluation.split': ('train', 'test'),
@@ -260,11 +263,27 @@ def _check_conditioning(config: ml_collections.ConfigDict) -> None:
             f'The architecture dcgan has no conditioning {model.conditioning!r}: set '
             '--config.model.conditioning=none.'
         )
+    _check_class_tables(config)
     if config.mismatch_weight and not (model.conditioning == 'projection' and classes > 1):
         raise UserError(
             f'mismatch_weight={config.mismatch_weight} needs '
             '--config.model.conditioning=projection and at least two classes: set '
             'both, or --config.mismatch_weight=0.'
+        )
+
+
+def _check_class_tables(config: ml_collections.ConfigDict) -> None:
+    drawn = config.batch_norm.class_tables == 'drawn'
+    if drawn and config.model.conditioning == 'none':
+        raise UserError(
+            'A generator without classes has no class tables: set '
+            '--config.batch_norm.class_tables=constant.'
+        )
+    if config.spectral_norm.class_tables and not (drawn and config.spectral_norm.generator):
+        raise UserError(
+            'spectral_norm.class_tables needs --config.spectral_norm.generator=True and '
+            '--config.batch_norm.class_tables=drawn: set both, or '
+            '--config.spectral_norm.class_tables=False.'
         )
 
 

@@ -55,17 +55,26 @@ def get_config() -> ml_collections.ConfigDict:
     model.conditioning = 'projection'
     model.acgan_weight = 1.0  # of the classifier's loss
     model.initializer = 'xavier_uniform'  # or 'orthogonal', or 'normal' with deviation 0.02
+    model.dense_bias = 'zeros'  # initial biases of linear layers; or 'uniform', as PyTorch has them
+    # What the skips of the discriminator's blocks see: 'input', or 'relu' for ReLU of the input, as
+    # in PyTorch code whose ReLU overwrites its input.
+    model.discriminator_skip = 'input'
 
     config.spectral_norm = spectral_norm = ml_collections.ConfigDict()
     spectral_norm.generator = True
     spectral_norm.discriminator = True
     spectral_norm.epsilon = 1e-12
+    spectral_norm.class_tables = False  # also the generator's tables of conditional batch norm
 
     config.batch_norm = batch_norm = ml_collections.ConfigDict()
     batch_norm.cross_replica = True  # moments over all devices instead of each device's own
     batch_norm.decay = 0.999  # of the running averages
     batch_norm.last_decay = 0.9999  # the same in the generator's last, plain batch norm
     batch_norm.epsilon = 1e-5
+    # Tables of conditional batch norm: 'constant', gains from 1 and biases from 0; or 'drawn', with
+    # gains of 1 + table and both tables drawn as model.initializer says.
+    batch_norm.class_tables = 'constant'
+    batch_norm.unbiased_average = False  # average the variance over n - 1, as PyTorch
     # Batches from which a frozen generator estimates its moments; 0: use the running averages.
     batch_norm.standing_batches = 0
 

@@ -93,10 +93,13 @@ def create_generator(
             attention_block=_attention_block(model, norm['dtype']),
             num_classes=0 if model.conditioning == 'none' else classes,
             last_decay=bn.last_decay if momentum is None else momentum,
+            drawn=bn.class_tables == 'drawn',
+            unbiased=bn.unbiased_average,
             **norm,
         )
     inputs = jnp.zeros((1, model.z_dim)), jnp.zeros((1,), jnp.int32)
-    return _network(config, module, inputs, config.spectral_norm.generator)
+    tables = config.spectral_norm.class_tables
+    return _network(config, module, inputs, config.spectral_norm.generator, tables)
 
 
 def create_discriminator(
@@ -115,6 +118,7 @@ def create_discriminator(
         module = Discriminator(
             widths=widths,
             downs=arch.downs,
+            relu_skip=model.discriminator_skip == 'relu',
             attention=tuple(model.discriminator_attention),
             attention_block=_attention_block(model, dtype),
             num_classes=classes if model.conditioning == 'projection' else 0,
@@ -122,7 +126,7 @@ def create_discriminator(
             dtype=dtype,
         )
     inputs = jnp.zeros((1, image_size, image_size, 3)), jnp.zeros((1,), jnp.int32)
-    return _network(config, module, inputs, config.spectral_norm.discriminator)
+    return _network(config, module, inputs, config.spectral_norm.discriminator, False)
 
 
 def count_parameters(variables: Variables) -> int:
@@ -131,16 +135,23 @@ def count_parameters(variables: Variables) -> int:
 
 
 def _network(
-    config: ml_collections.ConfigDict, module: nn.Module, inputs: tuple, normalised: bool
+    config: ml_collections.ConfigDict,
+    module: nn.Module,
+    inputs: tuple,
+    normalised: bool,
+    tables: bool,
 ) -> Network:
-    """The functions of a module, initialised with `inputs` of a batch of one."""
-    initialise, epsilon = _initialiser(config.model.initializer), config.spectral_norm.epsilon
+    """The functions of a module, initialised with `inputs` of a batch of one.
+
+    `normalised` and `tables` say whether weights and class tables are spectrally normalised.
+    """
+    initialise, epsilon = _initialiser(config), config.spectral_norm.epsilon
 
     def init(key):
         params_key, spectral_key = jax.random.split(key)
         variables = module.init(params_key, *inputs, train=False)
         params = initialise(params_key, variables['params'])
-        spectral = spectral_norm.init(spectral_key, params) if normalised else {}
+        spectral = spectral_norm.init(spectral_key, params, tables) if normalised else {}
         return {
             'params': params,
             'batch_stats': variables.get('batch_stats', {}),
@@ -167,13 +178,12 @@ def _network(
     return Network(init, normalise, apply, attention)
 
 
-def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
-    """Builds `initialise(key, params) -> params`, which draws kernels and embeddings.
+def _initialiser(config: ml_collections.ConfigDict) -> Callable[[jax.Array, Any], Any]:
+    """Builds `initialise(key, params) -> params`, which draws again what the layers have drawn.
 
     It keeps 'xavier_uniform' parameters, because the layers draw these themselves.
     """
-    if name == 'xavier_uniform':
-        return lambda key, params: params
+    name, has_drawn_tables = config.model.initializer, config.batch_norm.class_tables == 'drawn'
     initialisers = {
         'orthogonal': nn.initializers.orthogonal(),
         # Drawn flat, see `layers.xavier_uniform` for the reason.
@@ -182,14 +192,29 @@ def _initialiser(name: str) -> Callable[[jax.Array, Any], Any]:
         ),
     }
 
+    def is_drawn(path, leaf):
+        is_table = has_drawn_tables and spectral_norm.is_class_table(path, leaf)
+        return path[-1] in ('kernel', 'embedding') or is_table
+
     def initialise(key, params):
         flat = traverse_util.flatten_dict(params)
-        weights = [path for path in sorted(flat) if path[-1] in ('kernel', 'embedding')]
-        for path, path_key in zip(weights, jax.random.split(key, len(weights)), strict=True):
-            flat[path] = initialisers[name](path_key, flat[path].shape)
+        if name in initialisers:
+            weights = [path for path in sorted(flat) if is_drawn(path, flat[path])]
+            for path, path_key in zip(weights, jax.random.split(key, len(weights)), strict=True):
+                flat[path] = initialisers[name](path_key, flat[path].shape)
+        if config.model.dense_bias == 'uniform':
+            _draw_dense_biases(jax.random.fold_in(key, 1), flat)
         return traverse_util.unflatten_dict(flat)
 
     return initialise
+
+
+def _draw_dense_biases(key: jax.Array, flat: dict[tuple[str, ...], jax.Array]) -> None:
+    """Draws the biases of linear layers uniform in ±1/√(fan in), as PyTorch does."""
+    kernels = [path for path in sorted(flat) if path[-1] == 'kernel' and flat[path].ndim == 2]
+    for path, path_key in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
+        bias, limit = (*path[:-1], 'bias'), 1 / math.sqrt(flat[path].shape[0])
+        flat[bias] = jax.random.uniform(path_key, flat[bias].shape, minval=-limit, maxval=limit)
 
 
 def _attention_block(

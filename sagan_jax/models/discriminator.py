@@ -26,17 +26,22 @@ class FirstBlock(nn.Module):
 class DownBlock(nn.Module):
     """ReLU → 3×3 → ReLU → 3×3 (→ pool), plus a skip of 1×1 (→ pool).
 
-    The skip is the identity if neither resolution nor width changes.
+    The skip is the identity if neither resolution nor width changes. With `relu_skip` it sees
+    ReLU(x) in place of x, as in PyTorch where the ReLU overwrites its input.
     """
 
     features: int
     down: bool
+    relu_skip: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, H/2, W/2, features], or [B, H, W, features] without `down`."""
-        h = Conv(self.features, 3, self.dtype, name='conv1')(nn.relu(x))
+        h = nn.relu(x)
+        if self.relu_skip:
+            x = h
+        h = Conv(self.features, 3, self.dtype, name='conv1')(h)
         if self.down:
             h = DownConv(self.features, self.dtype, name='conv2')(nn.relu(h))
             x = average_pool(x)  # commutes with the skip's 1×1 convolution
@@ -55,6 +60,7 @@ class Discriminator(nn.Module):
     Attributes:
       widths: channels of each block.
       downs: the number of blocks, counted from the image, that halve the resolution.
+      relu_skip: see `DownBlock`.
       attention: the resolutions at which an attention block follows the block.
       attention_block: `attention_block(name=…)` creates self-attention, or what replaces it.
       num_classes: rows of the label embedding; 0 for no projection.
@@ -64,6 +70,7 @@ class Discriminator(nn.Module):
 
     widths: tuple[int, ...]
     downs: int
+    relu_skip: bool
     attention: tuple[int, ...]
     attention_block: Callable[..., nn.Module]
     num_classes: int
@@ -87,7 +94,8 @@ class Discriminator(nn.Module):
             if number == 1:
                 x = FirstBlock(width, self.dtype, name='block1')(x)
             else:
-                x = DownBlock(width, down, self.dtype, name=f'block{number}')(x)
+                block = DownBlock(width, down, self.relu_skip, self.dtype, name=f'block{number}')
+                x = block(x)
             if down and size // 2 in self.attention:
                 x = self.attention_block(name=f'attention{size // 2}')(x)
 

@@ -40,6 +40,7 @@ class Generator(nn.Module):
       last_decay: the same in the last batch norm, which is not conditional.
       axis_name: the mapped axis whose replicas share batch moments, or None.
       dtype: of the activations; parameters and moments stay float32.
+      drawn, unbiased: see `BatchNorm`.
     """
 
     widths: tuple[int, ...]
@@ -51,11 +52,20 @@ class Generator(nn.Module):
     epsilon: float
     axis_name: str | None
     dtype: jnp.dtype
+    drawn: bool
+    unbiased: bool
 
     @nn.compact
     def __call__(self, z: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
         """z float32 [B, z_dim], labels int [B] → images float32 [B, S, S, 3] in [-1, 1]."""
-        norm = partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name, dtype=self.dtype)
+        norm = partial(
+            BatchNorm,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            drawn=self.drawn,
+            unbiased=self.unbiased,
+        )
         start, *widths = self.widths
 
         x = Dense(4 * 4 * start, dtype=self.dtype, name='dense')(z)

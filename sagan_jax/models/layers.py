@@ -67,7 +67,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation, with a scale and a bias per class or shared by all classes.
 
     Moments are biased and float32, whatever the input's dtype. Running averages are
-    `decay · average + (1 - decay) · moment`.
+    `decay · average + (1 - decay) · moment`. With `unbiased` those of the variance take
+    n / (n - 1) times the moment, for the n values over which it was computed, as PyTorch does.
 
     Attributes:
       num_classes: rows of scale and bias (Dumoulin et al. 2017); 0 for plain batch norm.
@@ -75,6 +76,9 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       axis_name: the mapped axis whose replicas share moments; None for one replica's moments.
       dtype: of the output.
+      drawn: whether the scale of a class is 1 + its row, and rows are drawn like weights. Without,
+        the scale is the row, from 1, and the bias is from 0.
+      unbiased: see above.
     """
 
     num_classes: int
@@ -82,6 +86,8 @@ class BatchNorm(nn.Module):
     epsilon: float
     axis_name: str | None
     dtype: jnp.dtype
+    drawn: bool = False
+    unbiased: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
@@ -95,12 +101,31 @@ class BatchNorm(nn.Module):
             axis_name=self.axis_name,
             name='moments',
         )
+        drawn = self.drawn and self.num_classes > 0
         shape = (self.num_classes, x.shape[-1]) if self.num_classes else (x.shape[-1],)
-        scale = self.param('scale', nn.initializers.ones, shape)
-        bias = self.param('bias', nn.initializers.zeros, shape)
+        scale = self.param('scale', xavier_uniform if drawn else nn.initializers.ones, shape)
+        bias = self.param('bias', xavier_uniform if drawn else nn.initializers.zeros, shape)
         if self.num_classes:
             scale, bias = scale[labels, None, None], bias[labels, None, None]  # [B, 1, 1, C]
-        return (normalise(x.astype(jnp.float32)) * scale + bias).astype(self.dtype)
+        if drawn:
+            scale = 1 + scale
+        if self.unbiased and train:
+            normalised = self._unbiased(normalise, x.astype(jnp.float32))
+        else:
+            normalised = normalise(x.astype(jnp.float32))
+        return (normalised * scale + bias).astype(self.dtype)
+
+    def _unbiased(self, normalise: nn.BatchNorm, x: jax.Array) -> jax.Array:
+        """Applies Flax's layer, then corrects the variance that it has averaged."""
+        before: jax.Array = normalise.get_variable('batch_stats', 'var')
+        y = normalise(x)
+        after: jax.Array = normalise.get_variable('batch_stats', 'var')
+        replicas = jax.lax.psum(1, self.axis_name) if self.axis_name else 1
+        count = x[..., 0].size * replicas
+        # `after - decay · before` is (1 - decay) times the biased moment.
+        correction = (after - self.decay * before) / (count - 1)
+        normalise.put_variable('batch_stats', 'var', after + correction)
+        return y
 
 
 class UpConv(nn.Module):

@@ -89,6 +89,19 @@ def test_every_choice_of_networks_exists(key):
         ),
         ({'dataset__num_classes': 0}, 'model.conditioning=projection needs classes'),
         (
+            {'batch_norm__class_tables': 'drawn', 'model__conditioning': 'none'},
+            'without classes has no class tables',
+        ),
+        ({'spectral_norm__class_tables': True}, 'class_tables needs .*class_tables=drawn'),
+        (
+            {
+                'batch_norm__class_tables': 'drawn',
+                'spectral_norm__class_tables': True,
+                'spectral_norm__generator': False,
+            },
+            'needs --config.spectral_norm.generator=True',
+        ),
+        (
             {'mismatch_weight': 0.5, 'model__conditioning': 'none'},
             'mismatch_weight=0.5 needs --config.model.conditioning',
         ),

@@ -62,6 +62,9 @@ def valid(draw):
         'model.attention_query_block': [0, 16, 4096],
         'model.acgan_weight': [0.0, 0.5],
         'model.initializer': ['xavier_uniform', 'orthogonal', 'normal'],
+        'model.dense_bias': ['zeros', 'uniform'],
+        'model.discriminator_skip': ['input', 'relu'],
+        'batch_norm.unbiased_average': [False, True],
         'spectral_norm.generator': [True, False],
         'spectral_norm.discriminator': [True, False],
         'spectral_norm.epsilon': [1e-12, 1e-4],
@@ -75,6 +78,10 @@ def valid(draw):
         'ema.start_step': [0, 1],
     }
     found |= {key: draw(st.sampled_from(values)) for key, values in choices.items()}
+    if found['model.conditioning'] != 'none':
+        found['batch_norm.class_tables'] = draw(st.sampled_from(['constant', 'drawn']))
+        possible = found['spectral_norm.generator'] and found['batch_norm.class_tables'] == 'drawn'
+        found['spectral_norm.class_tables'] = possible and draw(st.booleans())
     if found['model.conditioning'] == 'projection' and found['dataset.num_classes'] > 1:
         found['mismatch_weight'] = draw(st.sampled_from([0.0, 0.5]))
     # At most one of these: each doubles the program to compile.
@@ -139,6 +146,9 @@ FAULTS = {
     'model.attention_block': 'transformer',
     'model.conditioning': 'concatenation',
     'model.initializer': 'he',
+    'model.dense_bias': 'ones',
+    'model.discriminator_skip': 'none',
+    'batch_norm.class_tables': 'zeros',
     'dataset.image_size': 48,
     'model.generator_attention': (12,),
     'model.discriminator_attention': (7,),
@@ -168,6 +178,7 @@ def faulty(draw):
         values |= {'model.architecture': 'pyramid', 'model.conditioning': 'none'}
         values |= {'dataset.image_size': 32, 'model.generator_attention': (16,)}
         values |= {'model.discriminator_attention': ()}
+        values |= {'batch_norm.class_tables': 'constant', 'spectral_norm.class_tables': False}
     bad = [FAULTS[key]] if key in FAULTS else []
     bad += outside(key) if key in checks.RANGES else []
     return key, values | {key: draw(st.sampled_from(bad))}

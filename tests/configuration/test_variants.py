@@ -113,8 +113,13 @@ PAPER_TEXT = {'model.attention_value_divisor', 'model.attention_pooling', 'optim
             {
                 'ema.decay',
                 'ema.start_step',
+                'model.dense_bias',
                 'spectral_norm.epsilon',
                 'batch_norm.cross_replica',
+                'batch_norm.class_tables',
+                'batch_norm.decay',
+                'batch_norm.last_decay',
+                'batch_norm.unbiased_average',
             },
         ),
     ],
@@ -133,6 +138,108 @@ def test_attention_is_at_the_resolution_in_the_variants_name(name, variant):
         assert config.model.discriminator_attention == (int(digits),)
     elif variant not in ('paper_text', 'best_public'):
         assert config.model.generator_attention == config.model.discriminator_attention == ()
+
+
+# What mmgeneration trained its best SAGANs with: its configurations
+# sagan_32_woReLUinplace_lr-2e-4_ndisc5_cifar10_b64x1.py, with the images of cifar10_nopad.py, and
+# sagan_128_woReLUinplace_noaug_bigGAN_Glr-1e-4_Dlr-4e-4_ndisc1_imagenet1k_b32x8.py, with the
+# defaults of its networks and of PyTorch's layers where these say nothing.
+RECIPES = {
+    'cifar10': {
+        'batch_size': 64,  # b64x1
+        'discriminator_steps': 5,  # disc_step = 5
+        'num_train_steps': 100_000,  # total_iters = 100000 * disc_step
+        'loss': 'hinge',
+        'dataset.flip': True,  # RandomFlip at 0.5
+        'dataset.image_size': 32,
+        'dataset.num_classes': 10,
+        'model.generator_width': 64,  # base_channels 256 times 1 = ch times 4
+        'model.discriminator_width': 64,  # 128 times 1 = ch times 2
+        'model.z_dim': 128,  # noise_size
+        'model.generator_attention': (16,),  # attention_after_nth_block 2
+        'model.discriminator_attention': (16,),  # attention_after_nth_block 1
+        'model.attention_value_divisor': 2,
+        'model.attention_pooling': True,
+        'model.conditioning': 'projection',
+        'model.discriminator_skip': 'input',  # woReLUinplace
+        'model.initializer': 'orthogonal',  # init_cfg type studio
+        'model.dense_bias': 'zeros',  # init_cfg type studio
+        'batch_norm.class_tables': 'drawn',  # gain 1 + table, orthogonal
+        'batch_norm.epsilon': 1e-4,  # norm_eps
+        'batch_norm.decay': 0.9,  # 1 - momentum of nn.BatchNorm2d
+        'batch_norm.last_decay': 0.9,
+        'batch_norm.unbiased_average': True,  # nn.BatchNorm2d
+        'batch_norm.standing_batches': 0,
+        'spectral_norm.generator': True,
+        'spectral_norm.discriminator': True,
+        'spectral_norm.class_tables': True,  # as with_spectral_norm
+        'spectral_norm.epsilon': 1e-12,  # sn_eps
+        'optimizer.generator_lr': 2e-4,
+        'optimizer.discriminator_lr': 2e-4,
+        'optimizer.b1': 0.5,
+        'optimizer.b2': 0.999,
+        'optimizer.epsilon': 1e-8,
+        'optimizer.decay_from': 1.0,  # lr_config = None
+        'ema.decay': 0.0,  # sample_model orig
+    },
+    'imagenet128': {
+        'batch_size': 256,  # b32x8
+        'discriminator_steps': 1,
+        'num_train_steps': 1_000_000,
+        'loss': 'hinge',
+        'dataset.flip': False,  # imagenet_noaug_128.py
+        'dataset.image_size': 128,
+        'dataset.num_classes': 1000,
+        'model.generator_width': 64,
+        'model.discriminator_width': 64,
+        'model.z_dim': 128,
+        'model.generator_attention': (64,),  # attention_after_nth_block 4
+        'model.discriminator_attention': (64,),  # attention_after_nth_block 1
+        'model.attention_value_divisor': 2,
+        'model.attention_pooling': True,
+        'model.conditioning': 'projection',
+        'model.discriminator_skip': 'input',
+        'model.initializer': 'xavier_uniform',  # init_cfg type BigGAN
+        'model.dense_bias': 'uniform',  # nn.Linear; convolutions of ConvModule begin at 0
+        'batch_norm.class_tables': 'drawn',  # gain 1 + table, Xavier
+        'batch_norm.cross_replica': False,  # auto_sync_bn=False
+        'batch_norm.epsilon': 1e-5,
+        'batch_norm.decay': 0.9,
+        'batch_norm.last_decay': 0.9,
+        'batch_norm.unbiased_average': True,
+        'batch_norm.standing_batches': 0,
+        'spectral_norm.generator': True,
+        'spectral_norm.discriminator': True,
+        'spectral_norm.class_tables': False,  # with_embedding_spectral_norm=False
+        'spectral_norm.epsilon': 1e-8,
+        'optimizer.generator_lr': 1e-4,
+        'optimizer.discriminator_lr': 4e-4,
+        'optimizer.b1': 0.0,
+        'optimizer.b2': 0.999,
+        'optimizer.epsilon': 1e-8,
+        'optimizer.decay_from': 1.0,
+        'ema.decay': 0.999,  # momentum of ExponentialMovingAverageHook
+        'ema.start_step': 2000,  # its start_iter
+    },
+}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_best_public_is_the_recipe_of_the_record_in_every_switch(name):
+    config = flat(load(name, 'best_public'))
+    assert {key: config[key] for key in RECIPES[name]} == RECIPES[name]
+    # Every switch of training is in the table, or is off or meaningless there.
+    switches = ('loss', 'model.', 'batch_norm.', 'spectral_norm.', 'optimizer.', 'ema.')
+    others = {key for key in config if key.startswith(switches)} - RECIPES[name].keys()
+    assert others <= {
+        'model.architecture',
+        'model.attention_block',
+        'model.attention_query_block',  # memory
+        'model.acgan_weight',  # of another conditioning
+        'batch_norm.cross_replica',  # on the one GPU of CIFAR-10's record
+        'ema.start_step',  # where there is no average
+    }
+    assert config['mismatch_weight'] == config['mode_seeking_weight'] == 0
 
 
 def test_a_single_rate_is_the_geometric_mean():

@@ -69,13 +69,14 @@ def test_convolutions_equal_those_of_flax(size, strides, use_bias):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def batch_norm(num_classes=0, axis_name=None, dtype='float32'):
+def batch_norm(num_classes=0, axis_name=None, dtype='float32', **overrides):
     return layers.BatchNorm(
         num_classes=num_classes,
         decay=0.9,
         epsilon=1e-5,
         axis_name=axis_name,
         dtype=jnp.dtype(dtype),
+        **overrides,
     )
 
 
@@ -111,8 +112,43 @@ def test_batch_norm(num_classes):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('devices', [2, 8])
-def test_moments_over_replicas_are_those_of_the_joint_batch(devices):
+def test_the_tables_of_a_drawn_batch_norm():
+    """Gains are 1 + table, and the tables are Xavier uniform."""
+    x, labels = RNG.normal(size=(8, 4, 4, 3)).astype(np.float32), RNG.integers(0, 500, 8)
+    module = batch_norm(500, drawn=True)
+    variables = module.init(jax.random.key(0), x, labels, train=False)
+    for table in variables['params'].values():
+        limit = np.sqrt(6 / 503)
+        assert 0.9 * limit < np.abs(table).max() <= limit
+        assert np.std(table) == pytest.approx(limit / np.sqrt(3), rel=0.05)
+    scale, bias = (
+        np.asarray(variables['params'][name])[labels, None, None] for name in ('scale', 'bias')
+    )
+    y = module.apply(variables, x, labels, train=False)
+    np.testing.assert_allclose(y, numpy_batch_norm(x, 1 + scale, bias, 0, 1), rtol=1e-4, atol=1e-4)
+    plain = batch_norm(drawn=True).init(jax.random.key(0), x, labels, train=False)['params']
+    assert (plain['scale'] == 1).all()
+    assert (plain['bias'] == 0).all()
+
+
+@pytest.mark.parametrize('decay', [0.9, 0.0])
+def test_running_averages_by_the_rule_of_pytorch(decay):
+    """The variance over n - 1 in the averages, and over n in the output."""
+    x, labels = RNG.normal(size=(2, 2, 2, 3)).astype(np.float32), np.zeros(2, np.int32)
+    module = batch_norm(unbiased=True).copy(decay=decay)
+    variables = module.init(jax.random.key(0), x, labels, train=False)
+    variables['batch_stats']['moments'] = {'mean': np.full(3, 5.0), 'var': np.full(3, 7.0)}
+    y, updated = module.apply(variables, x, labels, train=True, mutable=['batch_stats'])
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    np.testing.assert_allclose(y, numpy_batch_norm(x, 1, 0, mean, var), rtol=1e-4, atol=1e-4)
+    averages = updated['batch_stats']['moments']
+    expected = decay * 7 + (1 - decay) * x.reshape(8, 3).var(0, ddof=1)
+    np.testing.assert_allclose(averages['var'], expected, rtol=1e-5)
+    np.testing.assert_allclose(averages['mean'], decay * 5 + (1 - decay) * mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('devices', 'unbiased'), [(2, False), (8, False), (2, True)])
+def test_moments_over_replicas_are_those_of_the_joint_batch(devices, unbiased):
     # Very different rows on each device: their own moments would be far off.
     x = RNG.normal(size=(8, 4, 4, 3)) + np.arange(8)[:, None, None, None] * 5
     x, labels = x.astype(np.float32), np.zeros(8, np.int32)
@@ -120,7 +156,10 @@ def test_moments_over_replicas_are_those_of_the_joint_batch(devices):
 
     def run(axis_name):
         apply = partial(
-            batch_norm(axis_name=axis_name).apply, variables, train=True, mutable=['batch_stats']
+            batch_norm(axis_name=axis_name, unbiased=unbiased).apply,
+            variables,
+            train=True,
+            mutable=['batch_stats'],
         )
         y, updated = jax.pmap(apply, axis_name='batch', devices=jax.devices()[:devices])(
             x.reshape(devices, -1, 4, 4, 3), labels.reshape(devices, -1)
@@ -130,6 +169,8 @@ def test_moments_over_replicas_are_those_of_the_joint_batch(devices):
     y, averages = run('batch')
     mean, var = x.astype(np.float64).mean((0, 1, 2)), x.astype(np.float64).var((0, 1, 2))
     np.testing.assert_allclose(y, numpy_batch_norm(x, 1, 0, mean, var), rtol=1e-4, atol=1e-4)
+    if unbiased:
+        var = var * 128 / 127
     for replica in range(devices):
         np.testing.assert_allclose(averages['mean'][replica], 0.1 * mean, rtol=1e-5)
         np.testing.assert_allclose(averages['var'][replica], 0.9 + 0.1 * var, rtol=1e-5)

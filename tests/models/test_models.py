@@ -158,7 +158,8 @@ def test_parameters_and_outputs_are_float32_with_bfloat16(tiny_networks):
 def test_initialisers():
     def initialise(name, *shape):
         params = {'conv': {'kernel': np.ones(shape), 'bias': np.zeros(shape[-1])}}
-        drawn = models._initialiser(name)(jax.random.key(0), params)
+        config = tiny.config(model__initializer=name)
+        drawn = models._initialiser(config)(jax.random.key(0), params)
         np.testing.assert_array_equal(drawn['conv']['bias'], 0)
         return np.asarray(drawn['conv']['kernel']).reshape(-1, shape[-1])
 
@@ -166,3 +167,25 @@ def test_initialisers():
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(16), atol=1e-5)
     assert np.std(initialise('normal', 3, 3, 16, 32)) == pytest.approx(0.02, rel=0.05)
     assert (initialise('xavier_uniform', 3, 3, 8, 8) == 1).all()  # the layers draw these
+
+
+def test_biases_of_linear_layers_and_class_tables_are_drawn_if_asked_for():
+    """Biases as PyTorch draws them, and tables like other weights; nothing else changes."""
+    params = {
+        'dense': {'kernel': np.ones((100, 2000)), 'bias': np.zeros(2000)},
+        'conv': {'kernel': np.ones((3, 3, 4, 8)), 'bias': np.zeros(8)},
+        'norm1': {'scale': np.zeros((10, 16)), 'bias': np.zeros((10, 16))},
+        'norm': {'scale': np.ones(16), 'bias': np.zeros(16)},
+    }
+    overrides = {'model__initializer': 'orthogonal', 'batch_norm__class_tables': 'drawn'}
+    plain = models._initialiser(tiny.config(**overrides))(jax.random.key(0), params)
+    config = tiny.config(model__dense_bias='uniform', **overrides)
+    drawn = models._initialiser(config)(jax.random.key(0), params)
+    bias = drawn['dense'].pop('bias')
+    assert 0.095 < np.abs(bias).max() <= 0.1
+    assert abs(np.mean(bias)) < 0.005
+    assert (plain['dense'].pop('bias') == 0).all()
+    chex.assert_trees_all_equal(drawn, plain)
+    for table in drawn['norm1'].values():
+        np.testing.assert_allclose(table @ table.T, np.eye(10), atol=1e-5)
+    chex.assert_trees_all_equal(drawn['norm'], params['norm'])
