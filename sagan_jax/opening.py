@@ -102,6 +102,7 @@ def open_run(
     _check_processes(config)
     checks.check_batch(config, jax.device_count())
     state_shapes(config)
+    distributed.on_first(lambda: provenance.check_trained_here(folder))
     distributed.on_first(lambda: provenance.check_configuration(folder, config))
     source, record = _load_data(config, folder)
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)

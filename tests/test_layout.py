@@ -30,6 +30,7 @@ SAGAN_JAX = {
     'run': 'configuration system images',
     'sampling': 'streams spectral_norm system models',
     'state': 'streams models optimizers',
+    'published': 'configuration system models run state',
     'game': 'losses optimizers configuration system models',
     'train_step': 'streams spectral_norm optimizers system models state game',
     'evaluation': 'streams configuration system models data metrics run sampling state',
@@ -44,6 +45,7 @@ SAGAN_JAX = {
 LAUNCH = {
     'benchmark': '',
     'sweep': '',
+    'convert': '',
     'local_cluster': 'until_done',
     'until_done': '',
     'report': 'sweep',

@@ -2,12 +2,10 @@
 
 import gzip
 import hashlib
-import http.client
 import io
 import math
 import os
 import tarfile
-import urllib.request
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -17,9 +15,9 @@ from google.protobuf.message import DecodeError
 from tensorboardX.proto.graph_pb2 import GraphDef
 from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.types_pb2 import DT_FLOAT
-from tqdm import tqdm
 
 from sagan_jax.errors import UserError
+from sagan_jax.system import download
 from sagan_jax.system.files import atomic_path
 
 ARCHIVE = 'inception-2015-12-05.tgz'
@@ -50,10 +48,15 @@ def find(path: str | os.PathLike | None = None) -> Path:
 
 
 def _cached() -> Path:
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'sagan_jax'
+    folder = download.cache_folder()
     path, record = folder / ARCHIVE, folder / f'{ARCHIVE}.sha256'
     if not path.is_file():
-        _download(URL, path, record)
+        download.download(
+            URL,
+            path,
+            lambda sha256: _write_record(record, sha256),
+            f'download it on another machine and set {VARIABLE} to the path of the file',
+        )
     with path.open('rb') as file:
         sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
     if not record.is_file():  # the user put the weights there
@@ -64,30 +67,6 @@ def _cached() -> Path:
             f'in {record.name}): delete both files to download them again.'
         )
     return path
-
-
-def _download(url: str, path: Path, record: Path) -> None:
-    digest, received = hashlib.sha256(), 0
-    try:
-        with atomic_path(path) as temporary:
-            with (
-                urllib.request.urlopen(url, timeout=60) as response,
-                temporary.open('wb') as file,
-                tqdm(desc=path.name, total=response.length, unit='B', unit_scale=True) as progress,
-            ):
-                while chunk := response.read(1 << 18):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    received += len(chunk)
-                    progress.update(len(chunk))
-            if progress.total not in (None, received):
-                raise ConnectionError(f'broke off after {received} of {progress.total} bytes')
-            _write_record(record, digest.hexdigest())
-    except (OSError, http.client.HTTPException) as error:
-        raise UserError(
-            f'Cannot download {url} ({error}): try again, or download it on another machine and '
-            f'set {VARIABLE} to the path of the file.'
-        ) from error
 
 
 def _write_record(record: Path, sha256: str) -> None:

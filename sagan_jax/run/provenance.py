@@ -58,6 +58,23 @@ def check_configuration(run: RunFolder, config: ml_collections.ConfigDict) -> No
         )
 
 
+def check_trained_here(run: RunFolder) -> None:
+    """Refuses to train a converted run: it has no optimizer, and σ is folded into its weights.
+
+    Raises:
+      UserError: if the run was converted from published weights.
+    """
+    try:
+        converted = 'origin' in run.record()
+    except UserError:
+        return  # nothing has begun
+    if converted:
+        raise UserError(
+            f'The run in {run.path} was converted from published weights, and is not trained in '
+            'its own folder: choose another --workdir.'
+        )
+
+
 def configuration_differences(
     before: dict[str, Any], config: ml_collections.ConfigDict
 ) -> list[str]:

@@ -82,22 +82,26 @@ def run(
     main: Callable[[list[str]], None],
     config: flags.FlagHolder,
     modes: Mapping[str, Mode] | None = None,
+    operands: bool = False,
 ) -> None:
     """Runs `main`; a `UserError` or a full disk ends in one sentence and status 2.
 
     Args:
-      main: takes the arguments that are not flags: the program's name alone.
+      main: takes the arguments that are not flags: the program's name, and the operands.
       config: from `define_config`.
       modes: the modes by the values of the flag --mode, if the program has one. --help groups the
         flags by mode, and a flag of another mode is refused.
+      operands: whether the program takes arguments that are not flags, anywhere among these.
     """
+    if operands:
+        flags.FLAGS.set_gnu_getopt()  # flags may follow them
 
     def parse(argv: list[str]) -> list[str]:
         if modes and not set(_HELP).isdisjoint(argv):
             print(describe(modes))
             sys.exit()
         remaining = _parse(argv, config)
-        if len(remaining) > 1:
+        if len(remaining) > 1 and not operands:
             raise UserError(f'Unexpected argument {remaining[1]!r}: see --help.')
         if modes:
             check_mode(modes)

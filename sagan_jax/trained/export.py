@@ -38,6 +38,8 @@ FILES = ('generator.stablehlo', 'generator.safetensors', DESCRIPTION, 'samples.p
 _ROWS, _COLUMNS = 10, 8  # of samples.png, one class per row
 _MARKUP = ''.join(set(string.punctuation) - set("-,;.'()/+%="))  # which Markdown may read
 _MAX_NAMES = 20  # of classes, in the model card
+# Keys that describe the networks of a converted model.
+_OF_NETWORKS = ('model.', 'batch_norm.epsilon', 'dataset.image_size', 'dataset.num_classes')
 _PATHS = (('dataset', 'data_dir'), ('dataset', 'source_dir'), ('evaluation', 'inception_weights'))
 
 
@@ -192,7 +194,7 @@ def describe(model: Model, scores: list[Row]) -> dict[str, Any]:
         'config': _configuration(config),
         'scores': scores,
         'versions': versions(),
-    }
+    } | ({'origin': model.origin} if model.origin else {})
 
 
 def card(model: Model, scores: list[Row]) -> str:
@@ -203,24 +205,51 @@ def card(model: Model, scores: list[Row]) -> str:
         classes = 'none. The program requires labels, but ignores them'
     elif len(names) > _MAX_NAMES:
         classes = f'{len(names):,}, see `generator.json` for their names'
-    averaging = f'an average over training with a decay of {config.ema.decay:g}'
-    averaged = config.ema.decay and model.step > config.ema.start_step
     values = flatten_dict(_configuration(config), sep='.')
+    if model.origin:  # the other keys are of no training that there was
+        values = {key: values[key] for key in values if key.startswith(_OF_NETWORKS)}
     return _CARD.format(
-        data=_escaped(config.dataset.name),
+        trained=_converted(model.origin) if model.origin else _trained(model),
+        source=f'with {model.origin["project"]}'
+        if model.origin
+        else f'on {_escaped(config.dataset.name)}',
         size=config.dataset.image_size,
         z_dim=config.model.z_dim,
         num_classes=len(names),
         classes=classes,
-        weights=models.count_parameters(model.generator),
-        averaging=averaging if averaged else 'those of this step',
         step=model.step,
-        batch_size=config.batch_size,
-        updates=config.discriminator_steps,
         jax=metadata.version('jax'),
         sha256=model.sha256,
         scores=_score_table(scores),
         config='\n'.join(f'    {key}={_one_line(value)}' for key, value in values.items()),
+    )
+
+
+def _trained(model: Model) -> str:
+    """How a run was trained, for the card."""
+    config = model.config
+    averaging = f'an average over training with a decay of {config.ema.decay:g}'
+    averaged = config.ema.decay and model.step > config.ema.start_step
+    return _TRAINED.format(
+        data=_escaped(config.dataset.name),
+        step=model.step,
+        batch_size=config.batch_size,
+        updates=config.discriminator_steps,
+        weights=models.count_parameters(model.generator),
+        averaging=averaging if averaged else 'those of this step',
+    )
+
+
+def _converted(origin: dict[str, Any]) -> str:
+    """Where a converted model comes from, for the card."""
+    files = '; '.join(
+        f'{_escaped(file["name"])}, SHA-256 `{file["sha256"]}`' for file in origin['files']
+    )
+    return _CONVERTED.format(
+        project=_escaped(origin['project']),
+        files=files,
+        networks=_escaped(', '.join(origin['networks'])),
+        licence=_escaped(origin['licence']),
     )
 
 
@@ -232,15 +261,23 @@ def _configuration(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return values
 
 
+_TRAINED = """\
+trained with sagan_jax on the data set
+{data} for {step:,} steps of {batch_size} images (discriminator updates per step:
+{updates}). Its {weights:,} weights are {averaging}."""
+
+_CONVERTED = """\
+trained with {project} and
+converted with sagan_jax from published files ({files}), of which it has the {networks}. Licence of
+the weights: {licence}. The images that it was trained on may have terms of their own."""
+
 _CARD = """\
-# A generator of {size}×{size} images, trained on {data}
+# A generator of {size}×{size} images, trained {source}
 
 ![Samples, one class per row](samples.png)
 
 The generator of a Self-Attention GAN (Zhang, Goodfellow, Metaxas and Odena, ICML 2019,
-[arXiv:1805.08318](https://arxiv.org/abs/1805.08318)), trained with sagan_jax on the data set
-{data} for {step:,} steps of {batch_size} images (discriminator updates per step:
-{updates}). Its {weights:,} weights are {averaging}. Spectral normalisation is
+[arXiv:1805.08318](https://arxiv.org/abs/1805.08318)), {trained} Spectral normalisation is
 folded into them, and batch statistics are fixed. The samples are not selected.
 
 Classes: {classes}.

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -41,7 +42,8 @@ class Model:
       step: of the checkpoint.
       sha256: of the generator in the checkpoint.
       generator: frozen weights, see `sampling.create_freeze`.
-      discriminator: its variables, as trained.
+      discriminator: its variables, as trained; None if it was converted from files without one.
+      origin: of a converted run, see `conversion.Converted`; None for a run that was trained here.
       networks: the generator and the discriminator as functions.
       programs: the compiled functions that the methods call.
     """
@@ -51,7 +53,8 @@ class Model:
     step: int
     sha256: str
     generator: Variables = dataclasses.field(repr=False)
-    discriminator: Variables = dataclasses.field(repr=False)
+    discriminator: Variables | None = dataclasses.field(repr=False)
+    origin: dict[str, Any] | None = dataclasses.field(repr=False)
     networks: tuple[Network, Network] = dataclasses.field(repr=False)
     programs: Programs = dataclasses.field(repr=False)
 
@@ -201,7 +204,15 @@ class Model:
         """The discriminator's logits, float32 [n]. Higher logits mean more realistic images.
 
         Images are uint8 [n, S, S, 3], labels int32 [n].
+
+        Raises:
+          UserError: if there is no discriminator.
         """
+        if self.discriminator is None:
+            raise UserError(
+                'This model was converted from published files without a discriminator: convert it '
+                'again with its file.'
+            )
         return np.concatenate(list(self.programs.discriminate(self.discriminator, images, labels)))
 
 
@@ -254,6 +265,8 @@ def create_loader(
     run = RunFolder(Path(workdir))
     config, class_names = config or run.config(), run.class_names()
     checks.check(config)
+    origin = run.record().get('origin')
+    has_discriminator = origin is None or 'discriminator' in origin['networks']
     networks, freeze = models.create(config), sampling.create_freeze(config)
     programs = create_programs(config, *networks)
 
@@ -266,7 +279,8 @@ def create_loader(
                     step=step,
                     sha256=_sha256(state.averaged),
                     generator=freeze(state.averaged),
-                    discriminator=state.discriminator,
+                    discriminator=state.discriminator if has_discriminator else None,
+                    origin=origin,
                     networks=networks,
                     programs=programs,
                 )

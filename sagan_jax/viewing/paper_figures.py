@@ -89,14 +89,24 @@ def illustrate(
 def attention_maps(request: Request) -> Drawn:
     """Maps of the last attention block of each network (SAGAN, figures 1 and 5).
 
-    The generator's maps are of its samples, the discriminator's of real images.
+    The generator's maps are of its samples, the discriminator's of real images. A converted model
+    may come without a discriminator or without these.
     """
     model, labels = request.model, np.resize(request.labels, ROWS)
     generator, discriminator = model.networks
-    z = model.noise(ROWS, model.config.seed)
-    maps = jax.jit(generator.attention)(model.generator, z, labels)
-    yield 'attention_generator', _attention_figure(_images(model, labels), maps, request.points)
-    images, labels = _real_images(model.config, labels)
+    if model.config.model.generator_attention:
+        z = model.noise(ROWS, model.config.seed)
+        maps = jax.jit(generator.attention)(model.generator, z, labels)
+        yield 'attention_generator', _attention_figure(_images(model, labels), maps, request.points)
+    if model.discriminator is None or not model.config.model.discriminator_attention:
+        return
+    try:
+        images, labels = _real_images(model.config, labels)
+    except UserError as error:
+        if not model.origin:
+            raise
+        print(f'left out       attention_discriminator, which shows real images: {error}')
+        return
     weights, _ = jax.jit(discriminator.normalise)(model.discriminator)
     scaled = images.astype(np.float32) / 127.5 - 1
     maps = jax.jit(discriminator.attention)(weights, scaled, labels)
@@ -137,7 +147,7 @@ KINDS: dict[str, Callable[[Request], Drawn]] = {
 def _chosen_kinds(config: ml_collections.ConfigDict, kinds: Sequence[str]) -> Sequence[str]:
     model = config.model
     has_attention = model.attention_block == 'self_attention' and bool(
-        model.generator_attention and model.discriminator_attention
+        model.generator_attention or model.discriminator_attention
     )
     for kind in kinds:
         if kind not in (*KINDS, 'all'):

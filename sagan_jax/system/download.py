@@ -1,0 +1,50 @@
+"""Downloads of weights that others have published."""
+
+import hashlib
+import http.client
+import os
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sagan_jax.errors import UserError
+from sagan_jax.system.files import atomic_path
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: the folder `sagan_jax` of XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'sagan_jax'
+
+
+def download(url: str, path: Path, accept: Callable[[str], None], otherwise: str) -> None:
+    """Downloads a file as a whole, with a progress bar.
+
+    Args:
+      url: where it is.
+      path: where it will be.
+      accept: called with its SHA-256 before it appears at `path`; may raise.
+      otherwise: what to do if it cannot be downloaded, the end of a sentence.
+
+    Raises:
+      UserError: if the download fails or breaks off.
+    """
+    digest, received = hashlib.sha256(), 0
+    try:
+        with atomic_path(path) as temporary:
+            with (
+                urllib.request.urlopen(url, timeout=60) as response,
+                temporary.open('wb') as file,
+                tqdm(desc=path.name, total=response.length, unit='B', unit_scale=True) as progress,
+            ):
+                while chunk := response.read(1 << 18):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    received += len(chunk)
+                    progress.update(len(chunk))
+            if progress.total not in (None, received):
+                raise ConnectionError(f'broke off after {received} of {progress.total} bytes')
+            accept(digest.hexdigest())
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f'Cannot download {url} ({error}): try again, or {otherwise}.') from error
