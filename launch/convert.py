@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     if CONFIG.value and found != asked:
         raise UserError(
             f'The weights make images of {found[0]}×{found[0]} in {found[1]} classes, but --config '
-            f'has {asked[0]}×{asked[0]} and {asked[1]}: choose another one.'
+            f'has {asked[0]}×{asked[0]} and {asked[1]}: choose that of their data.'
         )
     _describe(converted)
     writing.write(converted, output)

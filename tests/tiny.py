@@ -58,7 +58,7 @@ def picture_folder(folder: Path, classes: int = 3, count: int = 12) -> Path:
     for label in range(classes):
         (folder / f'class{label}').mkdir(parents=True)
         for index in range(count):
-            low = 80 * label
+            low = 80 * label % 196
             image = rng.integers(low, low + 60, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(image).save(folder / f'class{label}' / f'{index}.png')
     return folder

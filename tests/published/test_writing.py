@@ -1,7 +1,6 @@
 """A converted run is used like any other."""
 
 import json
-import shutil
 import threading
 import urllib.request
 
@@ -115,7 +114,11 @@ def test_every_mode_takes_a_converted_run(tmp_path, monkeypatch):
     assert b'in_domain' in urllib.request.urlopen(f'{url}/', timeout=60).read()
     server.shutdown()
     thread.join()
-    shutil.rmtree(pictures)
-    without = write(tmp_path / 'without', files(FOLDER))  # no data: only the generator's maps
+
+
+@pytest.mark.thorough
+def test_attention_maps_of_a_converted_run_need_no_data(tmp_path):
+    config = tiny.config(dataset__name='image_folder')
+    without = write(tmp_path / 'run', files(FOLDER), config)
     found = paper_figures.illustrate(RunFolder(without).config(), without, kinds=['attention'])
     assert {path.name for path in found} == {'attention_generator.png', 'attention_generator.pdf'}
