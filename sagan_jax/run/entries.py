@@ -89,8 +89,29 @@ def wrong_facts(record: Mapping[str, Any], classes: int) -> list[str]:
         'version': isinstance(record.get('version', ''), str),
         'commit': isinstance(record.get('commit') or '', str),
         'versions': _is_table(record.get('versions', {})),
+        'origin': 'origin' not in record or _is_origin(record['origin']),
     }
     return [key for key, is_right in found.items() if not is_right]
+
+
+def _is_origin(value: Any) -> bool:
+    """Whether a JSON value is the origin of a converted run, see `conversion.Converted`."""
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), str) for key in ('project', 'colours', 'licence'))
+        and all(_are_texts(value.get(key)) for key in ('networks', 'left_out'))
+        and isinstance(value.get('files'), list)
+        and all(
+            isinstance(file, dict)
+            and isinstance(file.get('name'), str)
+            and isinstance(file.get('sha256'), str)
+            for file in value['files']
+        )
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _is_number(value: Any) -> bool:

@@ -67,6 +67,27 @@ def test_provenance_and_model_card_name_the_origin(workdir, model):
     assert 'model.generator_attention' in text
 
 
+@pytest.mark.parametrize(
+    'damaged',
+    [
+        None,
+        [],
+        {'project': 'x'},
+        {'files': [{'name': 5, 'sha256': 'x'}]},
+        {'files': 'all'},
+        {'networks': 'generator'},
+        {'left_out': [None]},
+    ],
+)
+def test_a_damaged_origin_is_refused_in_one_sentence(workdir, tmp_path, damaged):
+    record = RunFolder(workdir).record()
+    changed = damaged if not damaged or 'project' in damaged else record['origin'] | damaged
+    (tmp_path / 'config.json').write_text(json.dumps(record | {'origin': changed}))
+    with pytest.raises(UserError, match='origin should be as the run wrote it') as error:
+        RunFolder(tmp_path).record()
+    assert '\n' not in str(error.value)
+
+
 def test_a_model_without_a_discriminator_says_so(tmp_path):
     workdir = write(tmp_path / 'run', files('tiny_studiogan_32')[:1])
     model = sagan_jax.load(workdir)
