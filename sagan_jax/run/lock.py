@@ -129,21 +129,21 @@ def _take(run: RunFolder, descriptor: int, instead: str) -> Record:
     """Writes a record of this process, unless the folder is in use."""
     before = _read(run)
     is_free = _flock(descriptor)
-    if before is not None and not before.released:
-        if _is_here(before):
-            in_use = _is_alive(before) or not (is_free or _flock(descriptor, _GRACE))
-        else:
-            print(
-                f'workdir        in use by {describe(before)}, or left by it: waiting up to '
-                f'{PATIENCE:.0f} s for a sign of it'
-            )
-            in_use = _is_touched(run) and _is_held(run)
-            _flock(descriptor)  # the other one may have had it until now
-        if in_use:
-            raise _refusal(run, _read(run), instead)
-        print(f'workdir        taken over from {describe(before)}, which is gone')
-    elif not is_free:
+    if before is None or before.released or (before == _DAMAGED and not is_free):
+        in_use = not is_free
+    elif _is_here(before):
+        in_use = _is_alive(before) or not (is_free or _flock(descriptor, _GRACE))
+    else:
+        print(
+            f'workdir        in use by {describe(before)}, or left by it: waiting up to '
+            f'{PATIENCE:.0f} s for a sign of it'
+        )
+        in_use = _is_touched(run) and _is_held(run)
+        _flock(descriptor)  # the other one may have had it until now
+    if in_use:
         raise _refusal(run, _read(run), instead)
+    if before is not None and not before.released:
+        print(f'workdir        taken over from {describe(before)}, which is gone')
     record = Record(
         process=os.getpid(),
         host=platform.node(),
@@ -212,7 +212,7 @@ def _release(run: RunFolder, record: Record, missing: list[Path]) -> None:
 
 
 def _refusal(run: RunFolder, record: Record | None, instead: str) -> UserError:
-    who = describe(record) if record else 'another process'
+    who = describe(record) if record and record != _DAMAGED else 'another process'
     return UserError(
         f'The workdir {run.path} is in use by {who}: wait, end it, or choose {instead}.'
     )

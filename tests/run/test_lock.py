@@ -180,6 +180,19 @@ def test_a_living_process_of_the_record_counts_without_flock(run):
             pass
 
 
+@pytest.mark.parametrize('text', [b'', b'{"process": 1', b'\0' * 2048])
+def test_flock_counts_without_a_record(run, patience, text):
+    """As while the first of two that start together has not written its record."""
+    run.lock.write_bytes(text)
+    with run.lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match='is in use by .*: wait, end it, or'), lock.owned(run):
+            pass
+        assert run.lock.read_bytes() == text
+    with lock.owned(run):
+        pass
+
+
 def test_one_process_owns_a_folder_once(run):
     with (
         lock.owned(run),
