@@ -64,7 +64,10 @@ _FIGURES = flags.DEFINE_list(
     'figures', ['all'], 'Some of attention, curves, classes and evolution, or all.'
 )
 _CLASSES = flags.DEFINE_list(
-    'classes', [], 'Names or indices of the classes to draw. By default all classes.'
+    'classes',
+    [],
+    'Names or indices of the classes to draw. By default all classes. A name counts before an '
+    'index; one with a comma needs quotation marks, as in \'"a, b",c\'.',
 )
 _POINTS = flags.DEFINE_list(
     'points', [], 'Query locations of the attention figure as row:column in pixels, as 8:8,20:25.'
@@ -116,7 +119,6 @@ def main(argv: list[str]) -> None:
     from sagan_jax.run.folder import RunFolder
     from sagan_jax.system import distributed
     from sagan_jax.train import train
-    from sagan_jax.viewing import report
     from sagan_jax.viewing.paper_figures import illustrate
 
     config = _CONFIG.value or RunFolder(workdir).config()
@@ -134,9 +136,25 @@ def main(argv: list[str]) -> None:
             kinds = [] if 'all' in _FIGURES.value else _FIGURES.value
             illustrate(config, workdir, _CHECKPOINT.value, kinds, _CLASSES.value, points)
         if distributed.is_first():
-            report.write(workdir)
-            print(f'written        {RunFolder(workdir).report}')
+            _write_report(workdir)
     return None
+
+
+def _write_report(workdir: Path) -> None:
+    """Writes report.html, unless another process has begun to use the folder."""
+    from sagan_jax.run import lock
+    from sagan_jax.run.folder import RunFolder
+    from sagan_jax.viewing import report
+
+    run = RunFolder(workdir)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.owned(run))
+        except UserError as error:
+            print(f'warning        report.html is left as it is: {error}')
+            return
+        report.write(workdir)
+    print(f'written        {run.report}')
 
 
 def _use_model(mode: str, workdir: Path) -> None:

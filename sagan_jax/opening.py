@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -102,6 +103,7 @@ def open_run(
     _check_processes(config)
     checks.check_batch(config, jax.device_count())
     state_shapes(config)
+    distributed.on_first(lambda: _check_folder(folder))
     distributed.on_first(lambda: provenance.check_trained_here(folder))
     distributed.on_first(lambda: provenance.check_configuration(folder, config))
     source, record = _load_data(config, folder)
@@ -273,6 +275,26 @@ def _check_processes(config: ml_collections.ConfigDict) -> None:
     record = flatten_dict(provenance.record(config), sep='.')
     del record['config.distributed.process_id']
     distributed.check_agreement(record)
+
+
+def _check_folder(folder: RunFolder) -> None:
+    """Refuses a folder without a run that holds files which a run would replace."""
+    if folder.checkpoint_steps():
+        return
+    others = [folder.metrics_jsonl, folder.samples, folder.tensorboard, folder.report]
+    try:
+        record = json.loads(folder.config_json.read_bytes())
+        others = [] if isinstance(record, dict) and 'config' in record else [folder.config_json]
+    except FileNotFoundError:
+        others = [path for path in others if path.exists()]
+    except (OSError, ValueError, RecursionError):
+        return  # damaged, see `provenance.check_configuration`
+    if others:
+        names = ', '.join(path.name for path in others)
+        raise UserError(
+            f'The workdir {folder.path} holds files that no run of this program wrote ({names}): '
+            'choose another --workdir, or remove them.'
+        )
 
 
 def _write_configuration(

@@ -1,6 +1,7 @@
 """Freezes a trained generator and draws its images."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -226,19 +227,26 @@ def to_uint8(images: ArrayLike) -> jax.Array:
 def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> np.ndarray:
     """The indices of classes that are given by name or by index: int32 [k].
 
-    A name takes precedence over an index.
+    A name takes precedence over an index. Spaces around a name may be left out, as the command line
+    does.
 
     Raises:
       UserError: if a class does not exist. The message suggests similar names.
     """
     names = [canonical(name) for name in class_names]
+    stripped = [name.strip() for name in names]
     found = []
     for given in map(str, classes):
-        index = int(given) if given.isdecimal() else -1
-        if canonical(given) in names:
-            index = names.index(canonical(given))
+        name, index = canonical(given), -1
+        if name in names:
+            index = names.index(name)
+        elif name in stripped:
+            index = stripped.index(name)
+        elif re.fullmatch('[0-9]{1,9}', given):
+            index = int(given)
         if not 0 <= index < len(class_names):
             close = difflib.get_close_matches(given, class_names) or class_names[:1]
+            close = [f'"{name}"' if ',' in name else name for name in close]
             raise UserError(
                 f'There is no class {given!r}: give names such as {", ".join(close)} or indices '
                 f'below {len(class_names)}.'

@@ -5,10 +5,15 @@ import unicodedata
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from flax import traverse_util
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sagan_jax import models, sampling
+from sagan_jax.errors import UserError
 from sagan_jax.streams import Stream
+from sagan_jax.system.names import canonical
 from tests import tiny
 
 
@@ -118,3 +123,30 @@ def test_a_class_is_found_in_either_unicode_form(form, given_form):
     names = ['cafe', unicodedata.normalize(form, 'café'), 'z']
     given = unicodedata.normalize(given_form, 'café')
     assert sampling.class_indices([given, 'z', 0], names).tolist() == [1, 2, 0]
+
+
+NAMES = st.lists(
+    st.text(st.characters(exclude_categories=['C', 'Zl', 'Zp']), min_size=1)
+    | st.sampled_from(['0', '1', '2', 'a, b', ' z', 'z ', '"q"', 'a"b', "it's", '-', '9' * 5000]),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda name: canonical(name).strip(),
+).filter(lambda names: all(canonical(name).strip() for name in names))
+
+
+@given(NAMES)
+def test_every_class_can_be_named_on_the_command_line(names):
+    """With quotation marks, as the help of --classes says; a name counts before an index."""
+    values = flags.FlagValues()
+    classes = flags.DEFINE_list('classes', [], '', flag_values=values)
+    quoted = ['"' + name.replace('"', '""') + '"' for name in names]
+    values(['program', '--classes=' + ','.join(quoted)])
+    assert sampling.class_indices(classes.value, names).tolist() == list(range(len(names)))
+    for index, name in enumerate(names):
+        assert sampling.class_indices([name], names).tolist() == [index]
+
+
+@pytest.mark.parametrize('unknown', ['3', '-1', '9' * 5000, '1.0', '٠', 'a', ''])
+def test_an_unknown_class_is_refused_with_names_as_they_can_be_given(unknown):
+    with pytest.raises(UserError, match=r'There is no class .*: give names such as "a, b" or'):
+        sampling.class_indices([unknown], ['a, b', 'q' * 99, 'r' * 99])

@@ -235,6 +235,27 @@ def test_steps_that_do_not_divide_are_refused(pictures, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('config.json', '{"model_type": "bert"}'),
+        ('config.json', '[]'),
+        ('metrics.jsonl', '{"step": 1, "accuracy": 0.5}\n'),
+        ('report.html', 'mine'),
+        ('samples/000000.png', 'mine'),
+        ('tensorboard/events.out.tfevents.1', 'mine'),
+    ],
+)
+def test_files_of_other_programs_are_not_replaced(tmp_path, name, text):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf'no run .* wrote \({name.split("/")[0]}\): choose'):
+        train(tiny.config(), tmp_path)
+    assert path.read_text() == text
+    assert [p for p in tmp_path.rglob('*') if p.is_file() and p.name != 'run.lock'] == [path]
+
+
 def test_divergence_stops_the_run_and_keeps_no_bad_checkpoint(pictures, tmp_path):
     config = tiny.folder_config(pictures, optimizer__discriminator_lr=1e30, num_train_steps=8)
     with pytest.raises(UserError, match=r'Training diverged.*not finite at step'):

@@ -172,9 +172,10 @@ def _give_up(manager: ocp.CheckpointManager, error: Exception) -> None:
 
 
 def _remove_remains(folder: Path) -> None:
-    """Removes incomplete checkpoints, left by a killed process or a failed save."""
+    """Removes incomplete checkpoints of steps, left by a killed process or a failed save."""
     for remains in folder.glob('*.orbax-checkpoint-tmp'):
-        shutil.rmtree(remains, ignore_errors=True)
+        if remains.stem.isdecimal():  # others may have copied one aside
+            shutil.rmtree(remains, ignore_errors=True)
 
 
 def restore_newest(

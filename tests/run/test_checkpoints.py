@@ -131,6 +131,17 @@ def test_remains_of_a_killed_save_are_removed_only_when_opened_for_saving(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {'1'}
 
 
+def test_what_others_put_beside_checkpoints_stays(tmp_path):
+    save(tmp_path, 1)
+    others = {'mine.orbax-checkpoint-tmp', '1_backup', '1 (copy)', 'notes', '.1', 'step_1'}
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'file').write_text('mine')
+    save(tmp_path, 2, 3, 4)  # two are kept
+    assert {path.name for path in tmp_path.iterdir()} == others | {'3', '4'}
+    assert all((tmp_path / name / 'file').exists() for name in others)
+
+
 # ---- Whose checkpoint it is. -------------------------------------------------------------------
 
 

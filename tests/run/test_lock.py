@@ -186,7 +186,7 @@ def test_flock_counts_without_a_record(run, patience, text):
     run.lock.write_bytes(text)
     with run.lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match='is in use by .*: wait, end it, or'), lock.owned(run):
+        with pytest.raises(UserError, match=r'is in use by .*: wait, end it, or'), lock.owned(run):
             pass
         assert run.lock.read_bytes() == text
     with lock.owned(run):

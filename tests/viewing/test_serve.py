@@ -602,26 +602,38 @@ def start(workdir, *flags):
     return process, int(re.search(r'http://[0-9.]+:(\d+)/', line)[1])
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_in_one_line_while_it_draws(trained_workdir, number):
-    process, port = start(trained_workdir)
+def assert_ends_while_it_draws(workdir, number, seconds):
+    """Starts a server, asks for drawings, and signals it so many seconds later."""
+    process, port = start(workdir)
     try:
         assert get(port, '/draw')[0] == 200
         connections = [
             connect(port, b'GET /samples?n=64 HTTP/1.1\r\nHost: localhost\r\n\r\n')
             for _ in range(8)
         ]
-        time.sleep(0.5)
+        time.sleep(seconds)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 128 + number, err
-        assert out == f'\nended          serving {trained_workdir}\n'
+        assert out == f'\nended          serving {workdir}\n'
         assert 'Traceback' not in err
         assert 'Fatal' not in err
         for connection in connections:
             connection.close()
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_in_one_line_while_it_draws(trained_workdir, number):
+    assert_ends_while_it_draws(trained_workdir, number, seconds=0.5)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('attempt', range(50))
+def test_it_ends_in_one_line_whenever_it_is_interrupted(trained_workdir, attempt):
+    """While it loads, compiles, draws, encodes and sends."""
+    assert_ends_while_it_draws(trained_workdir, signal.SIGINT, seconds=attempt / 10)
 
 
 def test_a_server_for_others_warns_and_keeps_their_names_out(trained_workdir):
