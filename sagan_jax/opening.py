@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ from sagan_jax.state import TrainState, create_state, state_shapes
 from sagan_jax.system import distributed
 from sagan_jax.system.files import remove_partial
 from sagan_jax.system.replicas import replicate, single_copy
+from sagan_jax.system.untrusted import read_json
 from sagan_jax.train_step import create_gathering_train_step, create_train_step, local_rows
 
 
@@ -283,11 +283,11 @@ def _check_folder(folder: RunFolder) -> None:
         return
     others = [folder.metrics_jsonl, folder.samples, folder.tensorboard, folder.report]
     try:
-        record = json.loads(folder.config_json.read_bytes())
+        record = read_json(folder.config_json)
         others = [] if isinstance(record, dict) and 'config' in record else [folder.config_json]
     except FileNotFoundError:
         others = [path for path in others if path.exists()]
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return  # damaged, see `provenance.check_configuration`
     if others:
         names = ', '.join(path.name for path in others)
