@@ -105,7 +105,9 @@ def open_run(
     state_shapes(config)
     distributed.on_first(lambda: _check_folder(folder))
     distributed.on_first(lambda: provenance.check_trained_here(folder))
-    distributed.on_first(lambda: provenance.check_configuration(folder, config))
+    given_again = distributed.on_first(
+        lambda: provenance.check_configuration(folder, config, may_give_again=True)
+    )
     source, record = _load_data(config, folder)
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     fresh = create_state(config)
@@ -116,7 +118,7 @@ def open_run(
     if confirm:
         confirm()  # nothing was written so far
     recent, best = _open_checkpoints(config, folder)
-    state = _restore_or_begin(config, folder, recent, fresh)
+    state = _restore_or_begin(config, folder, recent, fresh, given_again)
     step = int(state.step)
     distributed.on_first(lambda: _write_configuration(folder, config, record))
     log = RunLog(folder, step) if distributed.is_first() else SilentLog()
@@ -189,9 +191,13 @@ def _restore_or_begin(
     folder: RunFolder,
     recent: ocp.CheckpointManager | None,
     fresh: TrainState,
+    given_again: bool,
 ) -> TrainState:
-    """The newest checkpoint; `fresh` if there is none."""
-    restored = checkpoints.restore_newest(recent, fresh, config)
+    """The newest checkpoint; `fresh` if there is none.
+
+    `given_again`: whether `config` takes the place of a `config.json` that cannot be read.
+    """
+    restored = checkpoints.restore_newest(recent, fresh, config, needs_origin=given_again)
     step, steps = 0 if restored is None else int(restored.step), config.num_train_steps
     if step % config.steps_per_call:
         raise UserError(
@@ -202,6 +208,11 @@ def _restore_or_begin(
         print(f'run            starts afresh in {folder.path}, {steps:,} steps')
         return fresh
     print(f'run            resumes in {folder.path} from step {step:,}')
+    if given_again:
+        print(
+            '               config.json could not be read and is written again: the checkpoint has '
+            'the configuration given here, and it is not known whether the images are the same'
+        )
     if step >= steps:
         print(f'               {step:,} of {steps:,} steps are done already')
     return restored

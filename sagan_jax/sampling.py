@@ -227,8 +227,8 @@ def to_uint8(images: ArrayLike) -> jax.Array:
 def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> np.ndarray:
     """The indices of classes that are given by name or by index: int32 [k].
 
-    A name takes precedence over an index. Spaces around a name may be left out, as the command line
-    does.
+    An integer is an index, counted from 0. A text is a name, or an index if no class has that name.
+    Spaces around a name may be left out, as the command line does.
 
     Raises:
       UserError: if a class does not exist. The message suggests similar names.
@@ -236,20 +236,22 @@ def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> n
     names = [canonical(name) for name in class_names]
     stripped = [name.strip() for name in names]
     found = []
-    for given in map(str, classes):
-        name, index = canonical(given), -1
-        if name in names:
+    for given in classes:
+        name, index = canonical(str(given)), -1
+        if not isinstance(given, str):
+            index = int(given)
+        elif name in names:
             index = names.index(name)
         elif name in stripped:
             index = stripped.index(name)
         elif re.fullmatch('[0-9]{1,9}', given):
             index = int(given)
         if not 0 <= index < len(class_names):
-            close = difflib.get_close_matches(given, class_names) or class_names[:1]
+            close = difflib.get_close_matches(name[:100], class_names) or class_names[:1]
             close = [f'"{name}"' if ',' in name else name for name in close]
             raise UserError(
-                f'There is no class {given!r}: give names such as {", ".join(close)} or indices '
-                f'below {len(class_names)}.'
+                f'There is no class {str(given)[:100]!r}: give names such as {", ".join(close)} or '
+                f'indices below {len(class_names)}.'
             )
         found.append(index)
     return np.array(found, np.int32)

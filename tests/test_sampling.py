@@ -150,3 +150,11 @@ def test_every_class_can_be_named_on_the_command_line(names):
 def test_an_unknown_class_is_refused_with_names_as_they_can_be_given(unknown):
     with pytest.raises(UserError, match=r'There is no class .*: give names such as "a, b" or'):
         sampling.class_indices([unknown], ['a, b', 'q' * 99, 'r' * 99])
+
+
+def test_an_integer_is_an_index_and_a_text_a_name():
+    names = ['2', '1', '0']
+    for index in range(3):
+        assert sampling.class_indices([index, np.int64(index)], names).tolist() == [index] * 2
+        assert sampling.class_indices([names[index]], names).tolist() == [index]
+    assert sampling.class_indices(['3', 3], [*names, 'x']).tolist() == [3, 3]

@@ -214,12 +214,32 @@ def test_another_configuration_is_refused_but_more_steps_are_accepted(finished):
         train(longer, workdir)
 
 
-@pytest.mark.parametrize('key', ['count', 'sha256_of_some', 'class_names'])
-def test_other_images_are_refused(key, finished, tmp_path):
+def test_a_run_is_given_its_configuration_again(finished, tmp_path, capsys):
+    config, whole, _ = finished
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    record = json.loads((workdir / 'config.json').read_text())
+    (workdir / 'config.json').write_text('{')
+    other = config.copy_and_resolve_references()
+    other.seed = 7
+    with pytest.raises(UserError, match=r'/5 belongs to another configuration, seed \(3 there, 7'):
+        train(other, workdir)
+    capsys.readouterr()
+    train(config, workdir)
+    assert capsys.readouterr().out.count('config.json could not be read and is written again') == 1
+    written = json.loads((workdir / 'config.json').read_text())
+    assert [written[key] for key in ('config', 'data')] == [record['config'], record['data']]
+
+
+@pytest.mark.parametrize(
+    ('key', 'other'),
+    [('count', 37), ('sha256_of_some', 37), ('class_names', ['other', 'class1', 'class2'])],
+)
+def test_other_images_are_refused(key, other, finished, tmp_path):
     config, workdir, _ = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     record = json.loads((tmp_path / 'config.json').read_text())
-    record['data'][key] = 37  # as of a run that began with others
+    record['data'][key] = other  # as of a run that began with others
     (tmp_path / 'config.json').write_text(json.dumps(record))
     with pytest.raises(UserError, match=r'images of image_folder/.* are not those .* restore them'):
         train(config, tmp_path)

@@ -71,6 +71,8 @@ def scan(source_dir: str | os.PathLike | None) -> Listing:
     passed_over: list[PassedOver] = []
     split_folders = _find_splits(_unwrapped(contents(folder), passed_over), passed_over)
     flat = not split_folders['train'].folders
+    if flat:
+        _check_class(folder)
     classes = {
         split: {canonical(folder.name): [found]} if flat else _find_classes(found, passed_over)
         for split, found in split_folders.items()
@@ -149,6 +151,7 @@ def _find_classes(split: Contents, passed_over: list[PassedOver]) -> dict[str, l
     classes: dict[str, list[Contents]] = {}
     for folder in split.folders:
         _check_name(folder)
+        _check_class(folder)
         classes.setdefault(canonical(folder.name), []).append(contents(folder))
     return dict(sorted(classes.items()))
 
@@ -169,6 +172,15 @@ def _images_of(found: Contents, passed_over: list[PassedOver]) -> tuple[os.DirEn
         )
     passed_over += [_not_read('nested folders', folder) for folder in found.folders]
     return found.images
+
+
+def _check_class(folder: Path) -> None:
+    """TFDS stores the name of one class in a line, without spaces around it."""
+    if folder.name != folder.name.strip() or len(folder.name.splitlines()) > 1:
+        raise UserError(
+            f'The folder {folder} cannot give its name {folder.name!r} to a class, because of a '
+            'line break or of a space at one end: rename it.'
+        )
 
 
 def _check_name(folder: Path) -> None:

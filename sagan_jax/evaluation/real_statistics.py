@@ -7,7 +7,6 @@ record is refused. Files are written atomically.
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from sagan_jax.system import distributed
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import differences
 from sagan_jax.system.streaming import on_devices
+from sagan_jax.system.untrusted import open_file, parse_json, reason
 
 MAX_TESTED = 10_000  # images for the accuracy of the classifier
 
@@ -303,14 +303,16 @@ def _cached(
 
 
 def _read(path: Path, record: dict[str, Any]) -> dict[str, np.ndarray] | None:
-    if not path.exists():
-        return None
     try:
-        with np.load(path) as archive:
+        with open_file(path) as file, np.load(file) as archive:
             stored = dict(archive)
-        found = json.loads(str(stored.pop('record')))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        print(f'warning        {path} cannot be read and is computed again')
+        found = parse_json(str(stored.pop('record')).encode())
+        if not isinstance(found, dict):
+            raise ValueError('its record is damaged')
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # what NumPy raises depends on the damage
+        print(f'warning        {path} cannot be read and is computed again ({reason(error)})')
         return None
     _check_record(path, found, record)
     return stored

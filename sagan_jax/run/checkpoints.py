@@ -179,18 +179,22 @@ def _remove_remains(folder: Path) -> None:
 
 
 def restore_newest(
-    manager: ocp.CheckpointManager | None, like: Any, config: ml_collections.ConfigDict
+    manager: ocp.CheckpointManager | None,
+    like: Any,
+    config: ml_collections.ConfigDict,
+    needs_origin: bool = False,
 ) -> Any | None:
     """Restores the newest undamaged checkpoint, see `restore`. Returns None if there are none.
 
     Damaged checkpoints are skipped with a warning and moved beside the manager's folder, so that
-    new ones can take their place. All processes must call it, and all get the result.
+    new ones can take their place. All processes must call it, and all get the result. With
+    `needs_origin`, a checkpoint that does not tell its configuration is refused.
 
     Raises:
       UserError: if all checkpoints are damaged, or the newest has another structure than `like`,
         another step or another configuration.
     """
-    return _everywhere(lambda: _restore_newest(manager, like, config), like)
+    return _everywhere(lambda: _restore_newest(manager, like, config, needs_origin), like)
 
 
 def restore(
@@ -229,12 +233,15 @@ def _blank(like: Any) -> Any:
 
 
 def _restore_newest(
-    manager: ocp.CheckpointManager, like: Any, config: ml_collections.ConfigDict
+    manager: ocp.CheckpointManager,
+    like: Any,
+    config: ml_collections.ConfigDict,
+    needs_origin: bool,
 ) -> Any | None:
     damaged = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            state = _restore(manager, like, step, config)
+            state = _restore(manager, like, step, config, needs_origin)
         except DamagedError as error:
             print(f'warning        {error}')
             damaged.append(step)
@@ -255,7 +262,11 @@ def _restore_newest(
 
 
 def _restore(
-    manager: ocp.CheckpointManager, like: Any, step: int, config: ml_collections.ConfigDict
+    manager: ocp.CheckpointManager,
+    like: Any,
+    step: int,
+    config: ml_collections.ConfigDict,
+    needs_origin: bool = False,
 ) -> Any:
     """As `restore`, in process 0. Raises DamagedError if the checkpoint is damaged."""
     path = manager.directory / str(step)
@@ -270,7 +281,7 @@ def _restore(
             ) from error
 
     checks = integrity.check_record(
-        path, read(checks=ocp.args.JsonRestore())['checks'], step, config, like
+        path, read(checks=ocp.args.JsonRestore())['checks'], step, config, like, needs_origin
     )
     state = read(state=ocp.args.StandardRestore(_blank(like)))['state']
     integrity.check_arrays(path, state, checks)

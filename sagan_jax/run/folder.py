@@ -159,7 +159,7 @@ class RunFolder:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Writes `config.json`: `provenance.record` with 'data', what the run is trained on."""
-        with atomic_path(self.config_json) as temporary:
+        with atomic_path(self.config_json, durable=True) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
 
     def config(self) -> ml_collections.ConfigDict:

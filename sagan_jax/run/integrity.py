@@ -35,7 +35,12 @@ def record(state: Any, step: int, config: ml_collections.ConfigDict) -> dict[str
 
 
 def check_record(
-    path: Path, found: Any, step: int, config: ml_collections.ConfigDict, like: Any
+    path: Path,
+    found: Any,
+    step: int,
+    config: ml_collections.ConfigDict,
+    like: Any,
+    needs_origin: bool = False,
 ) -> dict[str, Any]:
     """Checks the record of the checkpoint at `path`; returns the part about its arrays.
 
@@ -45,6 +50,7 @@ def check_record(
       step: the step after which the checkpoint is named.
       config: the run's configuration.
       like: a tree of arrays with the structure and the shapes of the state.
+      needs_origin: whether to refuse a checkpoint that does not tell its configuration.
 
     Raises:
       DamagedError: if it is not what was saved.
@@ -53,7 +59,14 @@ def check_record(
     """
     if not isinstance(found, dict) or found.pop(_ITSELF, None) != _checksum(found):
         raise DamagedError(f'The checkpoint {path} is damaged, its checksums have changed{FIX}')
-    _check_origin(path, step, found.pop(_ORIGIN, None), config)
+    origin = found.pop(_ORIGIN, None)
+    if needs_origin and origin is None:
+        raise UserError(
+            f'The checkpoint {path} is of a version that did not record the configuration, so that '
+            "the run's config.json cannot be written again: restore it, or choose another "
+            '--workdir.'
+        )
+    _check_origin(path, step, origin, config)
     shapes = {name: list(leaf.shape) for name, leaf in named_leaves(like).items()}
     if {name: shape for name, (shape, _) in found.items()} != shapes:
         raise UserError(

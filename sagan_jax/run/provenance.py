@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from sagan_jax import __version__
 from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
-from sagan_jax.run.folder import RunFolder
+from sagan_jax.run.folder import DamagedRecordError, RunFolder
 from sagan_jax.system.records import differences, versions
 
 # Keys that affect duration, speed and logging, but not results.
@@ -33,22 +33,32 @@ FREE_SECTIONS = ('evaluation.', 'watch.', 'distributed.')
 _CODE = Path(__file__).parents[1]  # all of this package
 
 
-def check_configuration(run: RunFolder, config: ml_collections.ConfigDict) -> None:
+def check_configuration(
+    run: RunFolder, config: ml_collections.ConfigDict, may_give_again: bool = False
+) -> bool:
     """Refuses to continue a run with another configuration, from its first moment on.
 
-    A run without checkpoints whose configuration cannot be read may start again.
+    A run without checkpoints whose `config.json` cannot be read may start again.
+
+    Args:
+      run: the run's folder.
+      config: the configuration now.
+      may_give_again: whether `config` may take the place of a `config.json` that cannot be read.
+
+    Returns:
+      Whether it does. The checkpoints must then tell whether it is the right one.
 
     Raises:
       UserError: naming the keys that differ, see `configuration_differences`; or if the run has
-        checkpoints and its configuration cannot be read.
+        checkpoints and its `config.json` cannot be read, unless `may_give_again`.
     """
     has_checkpoints = bool(run.checkpoint_steps())
     try:
         before = flatten_dict(run.record()['config'], sep='.')
-    except UserError:
-        if has_checkpoints:
+    except DamagedRecordError:
+        if has_checkpoints and not may_give_again:
             raise
-        return
+        return has_checkpoints
     different = configuration_differences(before, config)
     if different:
         or_remove = '' if has_checkpoints else ', or remove the folder, which has no checkpoints'
@@ -56,6 +66,7 @@ def check_configuration(run: RunFolder, config: ml_collections.ConfigDict) -> No
             f'The run in {run.path} belongs to another configuration, {", ".join(different)}: '
             f'choose another --workdir or the same configuration{or_remove}.'
         )
+    return False
 
 
 def check_trained_here(run: RunFolder) -> None:

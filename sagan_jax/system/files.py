@@ -21,11 +21,12 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces `path` when the block succeeds.
 
     If the block raises, the temporary file is removed and `path` is unchanged. The temporary path
-    is that of `partial_path`.
+    is that of `partial_path`. If `durable`, the file is on disk when the block is left, so that it
+    is there after a power failure.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,9 +35,22 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = partial_path(path)
     try:
         yield temporary
+        if durable:
+            _flush(temporary)
         temporary.replace(path)
+        if durable:
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or the names in a folder are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_partial(*folders: Path) -> None:

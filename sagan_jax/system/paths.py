@@ -12,6 +12,7 @@ import ml_collections
 from sagan_jax.errors import UserError
 
 _SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')
+_LONGEST_PART, _LONGEST_PATH = 255, 3800  # bytes; systems allow 4095, and files are put below
 _LONGEST_NAME = 200  # bytes of a name that becomes a folder, without a number; systems allow 255
 
 
@@ -23,7 +24,8 @@ def check_path(path: str, flag: str) -> None:
       flag: what the user calls it, such as --output.
 
     Raises:
-      UserError: if the path begins with a scheme, or is not Unicode.
+      UserError: if the path begins with a scheme, is not Unicode, or is longer than file systems
+        allow.
     """
     shown = _shown(path)
     if _SCHEME.match(path):
@@ -33,6 +35,15 @@ def check_path(path: str, flag: str) -> None:
         )
     if shown != path or '\0' in path:
         raise UserError(f'{flag}={shown} is not a path in UTF-8: rename the folder or the file.')
+    longest = max(len(part.encode()) for part in path.split('/'))
+    if (
+        longest > _LONGEST_PART
+        or len(os.path.abspath(path).encode(errors='replace')) > _LONGEST_PATH
+    ):
+        raise UserError(
+            f'{flag}={shown[:60]}… is too long, since a name has at most {_LONGEST_PART} bytes and '
+            f'a path {_LONGEST_PATH}: choose a shorter one.'
+        )
 
 
 def check_data_path(path: str, flag: str) -> None:

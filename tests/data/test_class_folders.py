@@ -220,11 +220,19 @@ def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize(
     'name',
-    ['-x', 'a,b', '12', '%s', '{0}', '*?[1]', '\u202e', 'a\nb', 'a ', "'", '\\', '\U0001f600'],
+    ['-x', 'a,b', '12', '%s', '{0}', '*?[1]', '\u202e', 'a b', '\x1b[1m', "'", '\\', '\U0001f600'],
 )
 def test_any_other_name_is_a_class(tmp_path, name):
     make(tmp_path, f'{name}/1.png', 'z/2.png')
     assert sorted(used(tmp_path)['train']) == sorted([(f'{name}/1.png', name), ('z/2.png', 'z')])
+
+
+@pytest.mark.parametrize('name', ['a\nb', 'a ', ' a', 'a\u2028b', '\x85a', 'a\t', '\u3000a'])
+def test_a_class_that_tfds_would_rename_is_refused(tmp_path, name):
+    make(tmp_path, f'pics/{name}/1.png', 'pics/z/2.png', f'{name}/1.png')
+    for folder in (tmp_path / 'pics', tmp_path / name):
+        with pytest.raises(UserError, match=r'cannot give its name .* to a class.*: rename it\.$'):
+            scan(folder)
 
 
 def test_the_fingerprint_of_ordinary_folders_is_as_in_version_0_1(tmp_path):

@@ -189,6 +189,9 @@ def test_a_checkpoint_without_an_origin_is_read(tmp_path, monkeypatch):
         patch.setattr(integrity, 'record', checks)
         save(tmp_path, 1)
     assert int(newest(tmp_path, tiny.config(seed=1))['step']) == 1
+    manager = checkpoints.open_manager(tmp_path)
+    with pytest.raises(UserError, match=r'/1 is of a version that did not record'):
+        checkpoints.restore_newest(manager, STATE, CONFIG, needs_origin=True)
 
 
 def test_a_save_at_once_is_on_disk_or_says_that_it_is_not(tmp_path, capsys):

@@ -72,4 +72,13 @@ def test_a_configuration_that_cannot_be_read_counts_only_with_checkpoints(run):
             with pytest.raises(UserError, match=r'config\.json, cannot be used \('):
                 provenance.check_configuration(run, tiny.config())
         else:
-            provenance.check_configuration(run, tiny.config())
+            assert not provenance.check_configuration(run, tiny.config())
+        has_checkpoints = run.checkpoints.exists()
+        again = provenance.check_configuration(run, tiny.config(), may_give_again=True)
+        assert again == has_checkpoints
+
+
+def test_a_configuration_that_can_be_read_is_not_given_again(run):
+    assert not provenance.check_configuration(run, tiny.config(), may_give_again=True)
+    with pytest.raises(UserError, match='belongs to another configuration'):
+        provenance.check_configuration(run, tiny.config(seed=1), may_give_again=True)

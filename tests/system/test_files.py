@@ -35,6 +35,23 @@ def test_the_path_is_replaced_only_if_the_block_succeeds(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_durable_file_is_on_disk_before_its_name_is(tmp_path, monkeypatch):
+    done = []
+
+    def fsync(descriptor):
+        done.append(os.readlink(f'/proc/self/fd/{descriptor}'))
+        assert path.exists() == (done[-1] == str(tmp_path))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    path = tmp_path / 'a.txt'
+    with atomic_path(path, durable=True) as temporary:
+        temporary.write_text('first')
+    assert done == [str(temporary), str(tmp_path)]
+    with atomic_path(path) as temporary:
+        temporary.write_text('second')
+    assert len(done) == 2
+
+
 def test_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
