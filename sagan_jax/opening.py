@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import ml_collections
@@ -14,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from sagan_jax import data, models, sampling
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError, printable
+from sagan_jax.evaluation import training_data
 from sagan_jax.evaluation.evaluator import create_evaluator
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.entries import Row
@@ -21,7 +21,7 @@ from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import RunLog, SilentLog, Stopwatch
 from sagan_jax.run.profiling import Profile
 from sagan_jax.state import TrainState, create_state, state_shapes
-from sagan_jax.system import distributed
+from sagan_jax.system import distributed, numerics
 from sagan_jax.system.files import remove_partial
 from sagan_jax.system.replicas import replicate, single_copy
 from sagan_jax.system.untrusted import read_json
@@ -100,6 +100,7 @@ def open_run(
       UserError: for a mistake in the configuration, the data or the workdir.
     """
     # Refuse early what cannot work, before anything is written.
+    numerics.check()
     _check_processes(config)
     checks.check_batch(config, jax.device_count())
     state_shapes(config)
@@ -108,19 +109,19 @@ def open_run(
     given_again = distributed.on_first(
         lambda: provenance.check_configuration(folder, config, may_give_again=True)
     )
-    source, record = _load_data(config, folder)
+    source = training_data.load(config, folder)
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     fresh = create_state(config)
     _describe(config, source, summary, fresh)
     signals: list[int] = []
-    score = _create_scorer(config, signals) if config.evaluate_every else None
+    score = _create_scorer(config, source, signals) if config.evaluate_every else None
 
     if confirm:
         confirm()  # nothing was written so far
     recent, best = _open_checkpoints(config, folder)
     state = _restore_or_begin(config, folder, recent, fresh, given_again)
     step = int(state.step)
-    distributed.on_first(lambda: _write_configuration(folder, config, record))
+    distributed.on_first(lambda: _write_record(folder, config, source))
     log = RunLog(folder, step) if distributed.is_first() else SilentLog()
     classes = sampling.grid_classes(config.dataset.num_classes)
     train_step, batches = _create_step(config, source, step)
@@ -156,22 +157,6 @@ def images_per_step(config: ml_collections.ConfigDict) -> int:
 
 
 # ---- Data and state. ---------------------------------------------------------------------------
-
-
-def _load_data(
-    config: ml_collections.ConfigDict, folder: RunFolder
-) -> tuple[data.Source, dict[str, Any]]:
-    """The training images and their record, which must equal that of the start of the run."""
-    source = data.load(config.dataset, 'train')
-    record = {
-        'name': source.name,
-        'count': len(source),
-        'class_names': list(source.class_names),
-        'sha256_of_some': data.fingerprint(source),
-    }
-    distributed.check_agreement(record)
-    distributed.on_first(lambda: provenance.check_data(folder, record))
-    return source, record
 
 
 def _open_checkpoints(
@@ -213,6 +198,9 @@ def _restore_or_begin(
             '               config.json could not be read and is written again: the checkpoint has '
             'the configuration given here, and it is not known whether the images are the same'
         )
+    different = distributed.on_first(lambda: provenance.environment_differences(folder))
+    if different:
+        print(f'               numbers may differ in rounding, because of {", ".join(different)}')
     if step >= steps:
         print(f'               {step:,} of {steps:,} steps are done already')
     return restored
@@ -236,10 +224,11 @@ def _create_sampler(
 
 
 def _create_scorer(
-    config: ml_collections.ConfigDict, signals: list[int]
+    config: ml_collections.ConfigDict, source: data.Source, signals: list[int]
 ) -> Callable[[int, TrainState], list[Row]]:
     score = create_evaluator(
         config,
+        source,
         config.evaluation.training_samples,
         progress=False,
         stop=lambda: distributed.vote(bool(signals))(),
@@ -284,7 +273,8 @@ def _cells_of_reals(summary: data.Summary, classes: np.ndarray) -> np.ndarray:
 def _check_processes(config: ml_collections.ConfigDict) -> None:
     """All processes of a run need the same configuration, code and versions."""
     record = flatten_dict(provenance.record(config), sep='.')
-    del record['config.distributed.process_id']
+    for key in ('distributed.process_id', 'dataset.data_dir', 'dataset.source_dir'):
+        del record[f'config.{key}']  # data may lie elsewhere on each host
     distributed.check_agreement(record)
 
 
@@ -308,11 +298,11 @@ def _check_folder(folder: RunFolder) -> None:
         )
 
 
-def _write_configuration(
-    folder: RunFolder, config: ml_collections.ConfigDict, record: dict[str, Any]
+def _write_record(
+    folder: RunFolder, config: ml_collections.ConfigDict, source: data.Source
 ) -> None:
     try:
-        folder.write_record(provenance.record(config) | {'data': record})
+        folder.write_record(provenance.record(config) | {'data': data.identity(source)})
     except OSError as error:
         raise folder.unwritable(error) from error
 

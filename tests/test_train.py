@@ -231,19 +231,36 @@ def test_a_run_is_given_its_configuration_again(finished, tmp_path, capsys):
     assert [written[key] for key in ('config', 'data')] == [record['config'], record['data']]
 
 
-@pytest.mark.parametrize(
-    ('key', 'other'),
-    [('count', 37), ('sha256_of_some', 37), ('class_names', ['other', 'class1', 'class2'])],
-)
-def test_other_images_are_refused(key, other, finished, tmp_path):
+def test_other_images_are_refused(finished, pictures, tmp_path):
     config, workdir, _ = finished
-    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
-    record = json.loads((tmp_path / 'config.json').read_text())
-    record['data'][key] = other  # as of a run that began with others
-    (tmp_path / 'config.json').write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r'images of image_folder/.* are not those .* restore them'):
-        train(config, tmp_path)
-    assert json.loads((tmp_path / 'config.json').read_text()) == record
+    shutil.copytree(pictures, tmp_path / 'other')
+    shutil.copyfile(pictures / 'class1' / '0.png', tmp_path / 'other' / 'class0' / '0.png')
+    other = config.copy_and_resolve_references()
+    other.dataset.source_dir = str(tmp_path / 'other')
+    before = (workdir / 'config.json').read_bytes()
+    for act in (train, evaluate):
+        with pytest.raises(UserError, match=r'images of image_folder/.* with other contents\): re'):
+            act(other, workdir)
+    assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_a_run_goes_on_with_a_copy_of_its_images_bit_for_bit(finished, pictures, tmp_path):
+    workdir, moved = finished[1], tmp_path / 'run'
+    shutil.copytree(workdir, moved)
+    for step in (4, 5):
+        shutil.rmtree(moved / 'checkpoints' / str(step))
+    shutil.copytree(pictures, tmp_path / 'copy', copy_function=shutil.copyfile)
+    config = finished[0].copy_and_resolve_references()
+    config.dataset.source_dir = str(tmp_path / 'copy')
+    config.evaluate_every = 0
+    train(config, moved)
+
+    states = [read_state(path, config) for path in (workdir, moved)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    lines = [read_metrics(path)[:5] for path in (workdir, moved)]
+    for line in [*lines[0], *lines[1]]:
+        line.pop('images_per_second', None)
+    assert lines[0] == lines[1]
 
 
 def test_steps_that_do_not_divide_are_refused(pictures, tmp_path):

@@ -60,6 +60,7 @@ FREE_KEYS = (
     'checkpoint_every',
     'keep_checkpoints',
     'dataset.data_dir',
+    'dataset.source_dir',  # each run compares the images themselves
     'dataset.on_device',
     'evaluation.inception_weights',
     'evaluation.batch_size',

@@ -20,6 +20,7 @@ from sagan_jax.image_scan import (
     images_below,
     suffixes,
 )
+from sagan_jax.system.files import stamp
 from sagan_jax.system.names import canonical
 
 Images = list[tuple[str, int]]  # (path, label)
@@ -44,7 +45,8 @@ class Listing(NamedTuple):
     class_names: tuple[str, ...]  # sorted
     splits: dict[str, Images]  # of 'train' and, if it exists, 'test'
     flat: bool  # no class folders: all images are of one class
-    fingerprint: str  # of each image's absolute path, size and modification time
+    key: str  # a hash of each image's absolute path, size and times
+    key_0_1: str  # the same without the time that nobody can set, as version 0.1 had it
     passed_over: tuple[PassedOver, ...]
 
 
@@ -85,19 +87,29 @@ def scan(source_dir: str | os.PathLike | None) -> Listing:
                 f'{split_folders["train"].path}: give both the same class folders.'
             )
 
-    digest = hashlib.sha256()
+    digest, digest_0_1 = hashlib.sha256(), hashlib.sha256()
     splits: dict[str, Images] = {split: [] for split in classes}
     for split, folders in classes.items():
         for name, parts in folders.items():
             for part in parts:
                 if name != (folder.name if flat else part.path.name):
                     digest.update(name.encode())  # stored by its label
+                    digest_0_1.update(name.encode())
                 for entry in _images_of(part, passed_over):
-                    status = entry.stat()
-                    line = f'\0{status.st_size}\0{status.st_mtime_ns}\0'
-                    digest.update(os.fsencode(entry.path) + line.encode())
+                    size, modified, changed = stamp(entry.stat())
+                    line = os.fsencode(entry.path) + f'\0{size}\0{modified}\0'.encode()
+                    digest_0_1.update(line)
+                    digest.update(line + f'{changed}\0'.encode())
                     splits[split].append((entry.path, class_names.index(name)))
-    return Listing(folder, class_names, splits, flat, digest.hexdigest()[:16], tuple(passed_over))
+    return Listing(
+        folder=folder,
+        class_names=class_names,
+        splits=splits,
+        flat=flat,
+        key=digest.hexdigest()[:16],
+        key_0_1=digest_0_1.hexdigest()[:16],
+        passed_over=tuple(passed_over),
+    )
 
 
 def _unwrapped(found: Contents, passed_over: list[PassedOver]) -> Contents:

@@ -22,7 +22,7 @@ from sagan_jax.images import UnreadableImage, read_square, unreadable
 
 @dataclasses.dataclass
 class FolderConfig(tfds.core.BuilderConfig):
-    """Everything that the prepared data depend on. The name is unique to them."""
+    """What the data are prepared from. Prepared data are found again by the name."""
 
     listing: Listing | None = None
     image_size: int = 0
@@ -65,11 +65,24 @@ class FolderOfImages(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 
 
 def builder(listing: Listing, image_size: int, data_dir: str | None) -> FolderOfImages:
-    """Creates the builder of one folder at one size. Prepares nothing."""
-    config = FolderConfig(
-        name=f'{image_size}px_{listing.fingerprint}', listing=listing, image_size=image_size
-    )
-    return FolderOfImages(config=config, data_dir=data_dir, file_format='array_record')
+    """Creates the builder of one folder at one size. Prepares nothing.
+
+    It finds data that were prepared from the same files, by version 0.1 too. A folder that was
+    copied or moved is prepared again.
+    """
+
+    def create(key: str) -> FolderOfImages:
+        name = f'{image_size}px_{key}'
+        config = FolderConfig(name=name, listing=listing, image_size=image_size)
+        return FolderOfImages(config=config, data_dir=data_dir, file_format='array_record')
+
+    of_0_1 = create(listing.key_0_1)
+    return of_0_1 if of_0_1.is_prepared() else create(listing.key)
+
+
+def full_name(image_size: int, sha256: str) -> str:
+    """The name of a data set by its content, in the form of TFDS's names."""
+    return f'{FolderOfImages.name}/{image_size}px_{sha256[:16]}/{FolderOfImages.VERSION}'
 
 
 def _examples(split: str, splits: Mapping[str, Images], size: int) -> Iterator[tuple[str, dict]]:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sagan_jax.data import class_folders, image_folder
+from sagan_jax.data import class_folders, image_folder, stored
 from sagan_jax.data.preparing import prepared, quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
@@ -41,6 +41,7 @@ class Source:
     name: str  # with builder configuration and version: different images have different names
     split: str
     folder: Path  # of the prepared data
+    content: stored.Content
     passed_over: tuple[str, ...] = ()  # what the scan of a folder did not use, in lines
 
     def __len__(self) -> int:
@@ -85,14 +86,19 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
             else:
                 _prepare_by_tfds(builder)
         split = _find_split(builder, split)
-        examples = _open(builder, split, dataset.image_size, labelled=class_names is not None)
+        examples = _open(builder, split)
+    labelled = class_names is not None
+    content = stored.content(builder, split, examples, labelled)
     return Source(
-        examples=examples,
+        examples=_converted(builder, examples, dataset.image_size, labelled),
         class_names=class_names or (dataset.name,),
         image_size=dataset.image_size,
-        name=builder.info.full_name,
+        name=image_folder.full_name(dataset.image_size, content.sha256)
+        if dataset.name == 'image_folder'
+        else builder.info.full_name,
         split=split,
         folder=Path(builder.data_dir),
+        content=content,
         passed_over=tuple(passed_over),
     )
 
@@ -186,15 +192,13 @@ def _find_split(builder: tfds.core.DatasetBuilder, split: str) -> str:
     )
 
 
-def _open(
-    builder: tfds.core.DatasetBuilder, split: str, image_size: int, labelled: bool
-) -> Sequence[Example]:
-    encoded = isinstance(builder.info.features['image'], tfds.features.Image)
+def _open(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, Any]]:
+    """The examples of a split as they are stored."""
     try:
-        examples = builder.as_data_source(
+        return builder.as_data_source(
             split,
             # TFDS would return grey, CMYK and palette images unconverted.
-            decoders={'image': tfds.decode.SkipDecoding()} if encoded else None,
+            decoders={'image': tfds.decode.SkipDecoding()} if _is_encoded(builder) else None,
         )
     except NotImplementedError as error:
         raise UserError(
@@ -202,8 +206,20 @@ def _open(
             'random access: remove it, or choose another folder with '
             '--config.dataset.data_dir=FOLDER, and it is prepared as array_record.'
         ) from error
+
+
+def _is_encoded(builder: tfds.core.DatasetBuilder) -> bool:
+    return isinstance(builder.info.features['image'], tfds.features.Image)
+
+
+def _converted(
+    builder: tfds.core.DatasetBuilder,
+    examples: Sequence[Any],
+    image_size: int,
+    labelled: bool,
+) -> Sequence[Example]:
     stored_size = builder.info.features['image'].shape[:2]
-    if labelled and not encoded and stored_size == (image_size, image_size):
+    if labelled and not _is_encoded(builder) and stored_size == (image_size, image_size):
         return examples
     return grain.MapDataset.source(examples).map(
         functools.partial(_convert, image_size=image_size, labelled=labelled)

@@ -10,8 +10,8 @@ import grain
 import jax
 import numpy as np
 
-from sagan_jax.data.loading import Example, Source
-from sagan_jax.errors import UserError
+from sagan_jax.data import stored
+from sagan_jax.data.loading import Source
 from sagan_jax.streams import Stream, stream_key
 
 
@@ -106,8 +106,22 @@ def summary(source: Source, seed: int, per_class: int, num_images: int = 2000) -
     )
 
 
-def fingerprint(source: Source, num_examples: int = 64) -> str:
-    """SHA-256 of evenly spaced examples, which identifies the images and labels of a data set."""
+def identity(source: Source) -> dict[str, Any]:
+    """What a run records of its training data: JSON values that identify all examples.
+
+    The name is for people. The other values are the same wherever the examples come from.
+    """
+    return {
+        'name': source.name,
+        'count': len(source),
+        'class_names': list(source.class_names),
+        **source.content._asdict(),
+        'sha256_of_some': _sha256_of_some(source),
+    }
+
+
+def _sha256_of_some(source: Source, num_examples: int = 64) -> str:
+    """SHA-256 of evenly spaced examples: what version 0.1 recorded."""
     indices = np.linspace(0, len(source) - 1, min(num_examples, len(source))).round().astype(int)
     images, labels = _read(source, indices.tolist())
     return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
@@ -130,22 +144,10 @@ def _indices(
 
 
 def _read(source: Source, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    examples = [_example(source, index) for index in indices]
+    name = f'{source.name}, {source.split},'
+    examples = [stored.read(source.examples, index, name, source.folder) for index in indices]
     images = np.stack([example['image'] for example in examples])
     return images, np.array([example['label'] for example in examples], np.int32)
-
-
-def _example(source: Source, index: int) -> Example:
-    try:
-        return source.examples[index]
-    except UserError:
-        raise
-    except Exception as error:  # what a reader raises on a damaged file depends on the format
-        reason = ' '.join(str(error).split())
-        raise UserError(
-            f'Example {index} of {source.name}, {source.split}, cannot be read ({reason:.200}): '
-            f'remove {source.folder} to prepare it again.'
-        ) from error
 
 
 def _in_threads(dataset: grain.MapDataset) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import ml_collections
 
-from sagan_jax.evaluation import protocol
+from sagan_jax.evaluation import protocol, training_data
 from sagan_jax.evaluation.evaluator import create_evaluator
 from sagan_jax.run import checkpoints, lock
 from sagan_jax.run.entries import Row
@@ -38,7 +38,11 @@ def evaluate(
         checkpoints.chosen(config, run, which, state_shapes(config)) as states,
     ):
         score = create_evaluator(
-            config, settings.num_samples, settings.pair_samples, settings.intra_fid_samples
+            config,
+            training_data.load(config, run),
+            settings.num_samples,
+            settings.pair_samples,
+            settings.intra_fid_samples,
         )
         for step, state in states:
             print(f'checkpoint     step {step:,}')

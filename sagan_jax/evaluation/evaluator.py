@@ -145,6 +145,7 @@ class Evaluator:
 
 def create_evaluator(
     config: ml_collections.ConfigDict,
+    trained: data.Source,
     num_samples: int,
     pair_samples: int = 0,
     intra_fid_samples: int = 0,
@@ -155,6 +156,7 @@ def create_evaluator(
 
     Args:
       config: see configuration/defaults.py.
+      trained: the training images, see `training_data.load`.
       num_samples: the number of generated images.
       pair_samples: the number of features to keep, of real and of generated images each, for scores
         over pairs. 0 for FID, the Inception Score and the shares only, which keep none.
@@ -166,9 +168,8 @@ def create_evaluator(
       UserError: see `evaluate.evaluate`.
     """
     settings = config.evaluation
-    source = data.load(config.dataset, settings.split)
+    source = trained if settings.split == 'train' else data.load(config.dataset, settings.split)
     _check_images(source, settings.splits, pair_samples)
-    trained = source if settings.split == 'train' else data.load(config.dataset, 'train')
     networks = real_statistics.load_networks(config, trained)
     distributed.check_agreement({'data': source.name, 'networks': networks.sha256})
     batch_size, real_features = settings.batch_size, None

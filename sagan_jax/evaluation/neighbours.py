@@ -25,18 +25,20 @@ class Neighbours(NamedTuple):
     among_images: np.ndarray
 
 
-def nearest_images(config: ml_collections.ConfigDict, images: np.ndarray, k: int) -> Neighbours:
+def nearest_images(
+    config: ml_collections.ConfigDict, source: data.Source, images: np.ndarray, k: int
+) -> Neighbours:
     """Finds the k training images nearest to each image, in the feature space of the scores.
 
     Args:
       config: the run's configuration.
+      source: the training images, see `training_data.load`.
       images: uint8 [n, S, S, 3].
       k: neighbours of each image.
 
     Raises:
-      UserError: if the training data or the weights of the feature network are unavailable.
+      UserError: if the weights of the feature network are unavailable.
     """
-    source = data.load(config.dataset, 'train')
     networks = real_statistics.load_networks(config, source)
     settings, features = config.evaluation, networks.features
     real, _ = real_statistics.load_features(source, networks, settings.batch_size)

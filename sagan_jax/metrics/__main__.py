@@ -15,6 +15,7 @@ from sagan_jax.images import read
 from sagan_jax.metrics import folders, inception, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
 from sagan_jax.metrics.features import Collected, collect
+from sagan_jax.system import numerics
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.paths import check_path
 from sagan_jax.system.records import versions
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f'Warning: {message}.', file=sys.stderr)
         try:
+            numerics.check()
             rows = _score(options)
             for row in rows:
                 print(json.dumps(row))

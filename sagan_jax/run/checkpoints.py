@@ -210,7 +210,8 @@ def restore(
 
     Raises:
       UserError: if the checkpoint cannot be read, differs from what was saved, has another
-        structure than `like`, or was saved at another step or with another configuration.
+        structure or other dtypes than `like`, or was saved at another step or with another
+        configuration.
     """
     return _everywhere(lambda: _restore(manager, like, step, config), like)
 
@@ -271,21 +272,38 @@ def _restore(
     """As `restore`, in process 0. Raises DamagedError if the checkpoint is damaged."""
     path = manager.directory / str(step)
 
-    def read(**item: Any) -> Any:
+    def read(make: Callable[[], Any]) -> Any:
         try:
-            return manager.restore(step, args=ocp.args.Composite(**item))
+            return make()
         except Exception as error:  # what a reader raises on a damaged file depends on the format
             reason = ' '.join(str(error).split())
             raise DamagedError(
                 f'The checkpoint {path} cannot be read ({reason:.200}){integrity.FIX}'
             ) from error
 
+    def restored(**item: Any) -> Any:
+        return read(lambda: manager.restore(step, args=ocp.args.Composite(**item)))
+
+    record = restored(checks=ocp.args.JsonRestore())['checks']
     checks = integrity.check_record(
-        path, read(checks=ocp.args.JsonRestore())['checks'], step, config, like, needs_origin
+        path,
+        record,
+        step,
+        config,
+        like,
+        lambda: read(lambda: _stored_dtypes(path / 'state')),
+        needs_origin,
     )
-    state = read(state=ocp.args.StandardRestore(_blank(like)))['state']
+    state = restored(state=ocp.args.StandardRestore(_blank(like)))['state']
     integrity.check_arrays(path, state, checks)
     return state
+
+
+def _stored_dtypes(path: Path) -> dict[str, str]:
+    """The dtypes of a state by path, from Orbax's own description."""
+    with ocp.StandardCheckpointer() as reader:
+        leaves = integrity.named_leaves(reader.metadata(path).item_metadata.tree)
+    return {name: str(leaf.dtype) for name, leaf in leaves.items()}
 
 
 def choose(

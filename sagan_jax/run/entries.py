@@ -90,6 +90,7 @@ def wrong_facts(record: Mapping[str, Any], classes: int) -> list[str]:
         'commit': isinstance(record.get('commit') or '', str),
         'versions': _is_table(record.get('versions', {})),
         'origin': 'origin' not in record or _is_origin(record['origin']),
+        'numerics': _is_table(record.get('numerics', {})),
     }
     return [key for key, is_right in found.items() if not is_right]
 

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ class DamagedError(UserError):
 def record(state: Any, step: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The record of a checkpoint, JSON values.
 
-    It has the shape and the CRC-32 of each array by its path, the step, the keys of the
-    configuration that decide results, and the CRC-32 of all this.
+    It has the shape, the CRC-32 and the dtype of each array by its path, the step, the keys of the
+    configuration that decide results, and the CRC-32 of all this. Version 0.1 had no dtypes.
     """
-    leaves = named_leaves(state).items()
-    checks: dict[str, Any] = {name: [list(leaf.shape), _crc32(leaf)] for name, leaf in leaves}
+    checks: dict[str, Any] = {
+        name: [list(leaf.shape), _crc32(leaf), str(leaf.dtype)]
+        for name, leaf in named_leaves(state).items()
+    }
     checks[_ORIGIN] = {'step': step, 'config': provenance.decisive(config)}
     return checks | {_ITSELF: _checksum(checks)}
 
@@ -40,6 +43,7 @@ def check_record(
     step: int,
     config: ml_collections.ConfigDict,
     like: Any,
+    stored_dtypes: Callable[[], dict[str, str]],
     needs_origin: bool = False,
 ) -> dict[str, Any]:
     """Checks the record of the checkpoint at `path`; returns the part about its arrays.
@@ -49,13 +53,14 @@ def check_record(
       found: what was read.
       step: the step after which the checkpoint is named.
       config: the run's configuration.
-      like: a tree of arrays with the structure and the shapes of the state.
+      like: a tree of arrays with the structure, the shapes and the dtypes of the state.
+      stored_dtypes: reads the dtypes of the arrays, for a record without them.
       needs_origin: whether to refuse a checkpoint that does not tell its configuration.
 
     Raises:
       DamagedError: if it is not what was saved.
-      UserError: if the checkpoint has another structure than `like`, was saved at another step or
-        belongs to another configuration.
+      UserError: if the checkpoint has another structure or other dtypes than `like`, was saved at
+        another step or belongs to another configuration.
     """
     if not isinstance(found, dict) or found.pop(_ITSELF, None) != _checksum(found):
         raise DamagedError(f'The checkpoint {path} is damaged, its checksums have changed{FIX}')
@@ -67,12 +72,21 @@ def check_record(
             '--workdir.'
         )
     _check_origin(path, step, origin, config)
-    shapes = {name: list(leaf.shape) for name, leaf in named_leaves(like).items()}
-    if {name: shape for name, (shape, _) in found.items()} != shapes:
+    leaves = named_leaves(like)
+    shapes = {name: list(leaf.shape) for name, leaf in leaves.items()}
+    if {name: shape for name, (shape, *_) in found.items()} != shapes:
         raise UserError(
             f'The checkpoint {path} does not match the generator and the discriminator of this '
             'configuration: remove it, or choose another step or --workdir.'
         )
+    has_dtypes = all(len(checks) == 3 for checks in found.values())
+    dtypes = {name: checks[2] for name, checks in found.items()} if has_dtypes else stored_dtypes()
+    for name, leaf in leaves.items():
+        if dtypes[name] != str(leaf.dtype):
+            raise UserError(
+                f'The checkpoint {path} holds {dtypes[name]} where JAX is set to {leaf.dtype} here '
+                f'({name}): unset JAX_ENABLE_X64, or use the settings with which it was saved.'
+            )
     return found
 
 

@@ -13,6 +13,8 @@ from sagan_jax import __version__
 from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from sagan_jax.run.folder import DamagedRecordError, RunFolder
+from sagan_jax.system import numerics
+from sagan_jax.system.names import canonical
 from sagan_jax.system.records import differences, versions
 
 # Keys that affect duration, speed and logging, but not results.
@@ -25,7 +27,9 @@ FREE_KEYS = (
     'keep_checkpoints',
     'evaluate_every',
     'divergence_restarts',
+    # Places. `check_data` compares what is there.
     'dataset.data_dir',
+    'dataset.source_dir',
     'dataset.on_device',
 )
 FREE_SECTIONS = ('evaluation.', 'watch.', 'distributed.')
@@ -124,29 +128,84 @@ def _is_free(key: str, config: dict[str, Any]) -> bool:
 
 
 def check_data(run: RunFolder, found: dict[str, Any]) -> None:
-    """Refuses to continue with other images than the run began with.
+    """Refuses to use other training data for a run than those it began with.
+
+    Compares contents. The place and the time of files do not matter.
+
+    Args:
+      run: the run's folder.
+      found: see `data.identity`.
 
     Raises:
-      UserError: naming the data set.
+      UserError: saying what differs.
     """
     try:
         before = run.record()['data']
     except (UserError, KeyError):
         return  # nothing has begun, or an older version did not say
-    if before != found:
+    different = _data_differences(before, found)
+    if different:
         raise UserError(
             f'The images of {found["name"]} are not those that the run in {run.path} began with '
-            f'({before["count"]} there, {found["count"]} here, or other contents): restore them, '
-            'or choose another --workdir.'
+            f'({different}): restore them, or choose another --workdir.'
         )
 
 
+def _data_differences(before: dict[str, Any], found: dict[str, Any]) -> str:
+    """How training data differ from earlier ones, for people; '' if they are the same.
+
+    Version 0.1 recorded a hash of some examples only, and class names in any Unicode form.
+    """
+    compared = (before.keys() & found.keys()) - {'name', 'class_names'}
+    different = {key for key in compared if before[key] != found[key]}
+    there, here = map(_class_names, (before, found))
+    # A single name is that of the folder or of the data set, which decides nothing.
+    if there != here and 'class_names' in before and max(len(there), len(here)) > 1:
+        changes = [f'{name} is missing' for name in there if name not in here]
+        changes += [f'{name} is new' for name in here if name not in there]
+        return f'of the classes, {", ".join(changes) or "the order differs"}'
+    if 'count' in different:
+        return f'{before["count"]} there, {found["count"]} here'
+    if 'sha256' in different and 'sha256_in_any_order' not in different:
+        return 'the same images in another order, as if files were renamed'
+    return 'the same number, with other contents' if different else ''
+
+
+def _class_names(record: dict[str, Any]) -> list[str]:
+    return [canonical(name) for name in record.get('class_names', [])]
+
+
+def environment_differences(run: RunFolder) -> list[str]:
+    """Where versions, settings and devices differ from those that last trained a run, for people.
+
+    They may differ, but then numbers may not be equal bit for bit. What an older version did not
+    record does not count.
+    """
+    try:
+        before = run.record()
+    except UserError:
+        return []  # nothing has begun
+    found = []
+    for part, values in {'versions': versions(), 'numerics': numerics.record()}.items():
+        there = before.get(part, {})
+        found += [
+            f'{key} ({there[key] or "unset"} there, {value or "unset"} here)'
+            for key, value in values.items()
+            if there.get(key, value) != value
+        ]
+    return found
+
+
 def record(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The resolved configuration, the versions of libraries, and this package's own code."""
+    """The resolved configuration, and what else numbers depend on.
+
+    That is the versions of libraries, settings of JAX, and this package's own code.
+    """
     return {
         'config': json.loads(config.to_json()),
         'version': __version__,
         'versions': versions(),
+        'numerics': numerics.record(),
         'commit': _git_commit(),
         'code_sha256': _code_sha256(),
     }

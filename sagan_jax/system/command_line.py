@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from sagan_jax.configuration import files
 from sagan_jax.errors import UserError
-from sagan_jax.system import cpu, paths
+from sagan_jax.system import cpu, numerics, paths
 
 _HELP = ('--help', '-help', '-h', '-?')
 
@@ -86,6 +86,8 @@ def run(
 ) -> None:
     """Runs `main`; a `UserError` or a full disk ends in one sentence and status 2.
 
+    Settings of JAX with which the same seed gives another run are refused, see `numerics.check`.
+
     Args:
       main: takes the arguments that are not flags: the program's name, and the operands.
       config: from `define_config`.
@@ -107,6 +109,10 @@ def run(
             check_mode(modes)
         return remaining
 
+    def checked(argv: list[str]) -> None:
+        numerics.check()
+        main(argv)
+
     cpu.restart_with_large_pages()
     cpu.prepare()
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -114,7 +120,7 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # shows progress in log files too
     try:
-        app.run(main, flags_parser=parse)
+        app.run(checked, flags_parser=parse)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)

@@ -68,6 +68,11 @@ def remove_partial(*folders: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """Size and times of a file. They change whenever its content does; nobody can set the last."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def take_lock(path: Path, wait: bool = False) -> int | None:
     """Locks a file, which is created if it does not exist.
 

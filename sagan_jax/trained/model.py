@@ -37,6 +37,7 @@ class Model:
     `config.evaluation.batch_size` at a time.
 
     Attributes:
+      run: the run's folder.
       config: of the run.
       class_names: labels are indices into these.
       step: of the checkpoint.
@@ -48,6 +49,7 @@ class Model:
       programs: the compiled functions that the methods call.
     """
 
+    run: RunFolder
     config: ml_collections.ConfigDict = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
     step: int
@@ -274,6 +276,7 @@ def create_loader(
         with checkpoints.chosen(config, run, which, state_shapes(config)) as states:
             for step, state in states:
                 yield Model(
+                    run=run,
                     config=config,
                     class_names=class_names,
                     step=step,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sagan_jax import figures, sampling
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import training_data
 from sagan_jax.evaluation.neighbours import nearest_images
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.system.files import atomic_path, locked, remove_partial
@@ -122,7 +123,8 @@ def _write_png(
 
     images, labels = model.sample(classes, n, seed, truncation), model.labels(classes, n)
     if kind == 'nearest':
-        found = nearest_images(model.config, images, _NEIGHBOURS)
+        source = training_data.load(model.config, model.run)
+        found = nearest_images(model.config, source, images, _NEIGHBOURS)
         figure = figures.neighbours_figure(images, found.images, found.distances)
         figures.save_figure(path, figure)
         print(

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from sagan_jax import data, figures, sampling
 from sagan_jax.errors import UserError
+from sagan_jax.evaluation import training_data
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run import lock
 from sagan_jax.run.folder import RunFolder
@@ -101,7 +102,7 @@ def attention_maps(request: Request) -> Drawn:
     if model.discriminator is None or not model.config.model.discriminator_attention:
         return
     try:
-        images, labels = _real_images(model.config, labels)
+        images, labels = _real_images(model.config, request.run, labels)
     except UserError as error:
         if not model.origin:
             raise
@@ -205,13 +206,13 @@ def _attention_figure(
 
 
 def _real_images(
-    config: ml_collections.ConfigDict, labels: np.ndarray
+    config: ml_collections.ConfigDict, run: RunFolder, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """A real image of each label, and the images' labels.
 
     Searches the first 2,000 images; a label that is not among them gets an image of another one.
     """
-    source = data.load(config.dataset, 'train')
+    source = training_data.load(config, run)
     images, seen = next(data.batches(source, config.seed, min(len(source), 2000)))
     rows = [np.flatnonzero(seen == label) for label in labels]
     chosen = [found[i % len(found)] if len(found) else i for i, found in enumerate(rows)]

@@ -235,8 +235,8 @@ def test_a_class_that_tfds_would_rename_is_refused(tmp_path, name):
             scan(folder)
 
 
-def test_the_fingerprint_of_ordinary_folders_is_as_in_version_0_1(tmp_path):
-    """Prepared data stay valid: the hash of path, size and time of each image in order."""
+def test_data_that_version_0_1_prepared_are_found(tmp_path):
+    """Under the hash of path, size and time of each image in order."""
     names = ['train/cat/1.png', 'train/cat/2.jpg', 'train/dog/1.png', 'test/cat/9.png']
     make(tmp_path, *names, 'train/cat/notes.txt', 'train/cat/.hidden.png')
     digest = hashlib.sha256()
@@ -245,10 +245,10 @@ def test_the_fingerprint_of_ordinary_folders_is_as_in_version_0_1(tmp_path):
         path.write_bytes(name.encode())
         os.utime(path, ns=(5, 10**18 + len(name)))
         digest.update(f'{path}\0{len(name)}\0{10**18 + len(name)}\0'.encode())
-    assert scan(tmp_path).fingerprint == digest.hexdigest()[:16]
+    assert scan(tmp_path).key_0_1 == digest.hexdigest()[:16]
 
 
-def test_the_fingerprint_depends_on_the_names_of_classes(tmp_path):
+def test_the_key_of_0_1_depends_on_the_names_of_classes(tmp_path):
     """Names are stored with prepared data, so that folders with old names are prepared again."""
     decomposed = forms('é')[1]
     make(tmp_path, f'{decomposed}/1.png', 'x/2.png')
@@ -258,4 +258,4 @@ def test_the_fingerprint_depends_on_the_names_of_classes(tmp_path):
     plain = hashlib.sha256()
     for path in paths:
         plain.update(f'{path}\0000\0{time}\0'.encode())
-    assert scan(tmp_path).fingerprint != plain.hexdigest()[:16]
+    assert scan(tmp_path).key_0_1 != plain.hexdigest()[:16]

@@ -47,7 +47,7 @@ def leftovers(dataset):
     return [
         path
         for path in (root / 'image_folder').rglob('*')
-        if path.is_file() and path.parent not in finished and path.name != '.lock'
+        if path.is_file() and finished.isdisjoint(path.parents) and path.name != '.lock'
     ]
 
 

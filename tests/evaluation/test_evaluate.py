@@ -306,13 +306,15 @@ def test_settings_without_enough_data_are_refused(folder, overrides, message):
     config.evaluation.update(overrides)
     settings = config.evaluation
     with pytest.raises(UserError, match=message):
-        evaluator.create_evaluator(config, settings.num_samples, settings.pair_samples)
+        evaluator.create_evaluator(
+            config, data.load(config.dataset), settings.num_samples, settings.pair_samples
+        )
 
 
 @pytest.mark.parametrize('classes', [3, 14])
 def test_intra_fid_of_a_class_with_one_image_is_refused_before_drawing(classes):
     names = tuple(f'class{index}' for index in range(classes))
-    source = data.Source([], names, 32, name='made/1', split='test', folder=Path())
+    source = data.Source([], names, 32, name='made/1', split='test', folder=Path(), content=None)
     evaluator._check_classes(source, np.arange(2 * classes) % classes)
     message = f'{classes - 1} classes have fewer .class1, class2.*: add images, .*_samples=0'
     with pytest.raises(UserError, match=message) as error:

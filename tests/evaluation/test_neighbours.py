@@ -27,7 +27,7 @@ def test_a_memorised_image_is_found(tmp_path, monkeypatch):
     images = real[[5, 20]]
     images[1, 0, 0] ^= 3  # nearly memorised
 
-    found = nearest_images(config, images, k=4)
+    found = nearest_images(config, source, images, k=4)
     assert found.images.shape == (2, 4, 32, 32, 3)
     np.testing.assert_array_equal(found.images[:, 0], real[[5, 20]])
     features = coarse(real)

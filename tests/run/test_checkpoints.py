@@ -4,11 +4,15 @@ import contextlib
 import resource
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
+import sagan_jax
 from sagan_jax.errors import UserError
 from sagan_jax.run import checkpoints, integrity
+from sagan_jax.run.folder import RunFolder
+from sagan_jax.state import state_shapes
 from tests import tiny
 
 STATE = {
@@ -177,8 +181,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, key, there, 
     assert int(newest(tmp_path, tiny.config(num_train_steps=9, log_every=3))['step']) == 1
 
 
-def test_a_checkpoint_without_an_origin_is_read(tmp_path, monkeypatch):
-    """As those saved by version 0.1."""
+@pytest.fixture
+def version_0_1(monkeypatch):
+    """Records as version 0.1 made them: without an origin, and without dtypes."""
 
     def checks(state, step, config):
         leaves = integrity.named_leaves(state).items()
@@ -187,11 +192,61 @@ def test_a_checkpoint_without_an_origin_is_read(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(integrity, 'record', checks)
-        save(tmp_path, 1)
+        yield
+
+
+def test_a_checkpoint_without_an_origin_is_read(tmp_path, version_0_1):
+    save(tmp_path, 1)
     assert int(newest(tmp_path, tiny.config(seed=1))['step']) == 1
     manager = checkpoints.open_manager(tmp_path)
     with pytest.raises(UserError, match=r'/1 is of a version that did not record'):
         checkpoints.restore_newest(manager, STATE, CONFIG, needs_origin=True)
+
+
+# ---- Dtypes. -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('record', ['version_0_1', None])
+@pytest.mark.parametrize(
+    ('name', 'dtype'),
+    [('kernel', np.float64), ('kernel', np.float16), ('step', np.int64), ('step', np.uint32)],
+)
+def test_a_sound_checkpoint_with_other_dtypes_is_not_damaged(
+    record, name, dtype, tmp_path, request
+):
+    if record:
+        request.getfixturevalue(record)
+    save(tmp_path, 1)
+    other = STATE | {name: STATE[name].astype(dtype)}
+    message = f'holds {STATE[name].dtype} where JAX is set to {other[name].dtype} here .{name}.: '
+    manager = checkpoints.open_manager(tmp_path, keep=2)
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoints.restore_newest(manager, other, CONFIG)
+    assert not isinstance(caught.value, integrity.DamagedError)
+    assert int(checkpoints.restore_newest(manager, STATE, CONFIG)['step']) == 1
+    manager.close()
+    assert {path.name for path in tmp_path.iterdir()} == {'1'}
+
+
+def test_a_run_is_not_damaged_for_a_process_with_64_bits(trained_workdir, tmp_path, request):
+    with jax.enable_x64(True), pytest.raises(UserError, match='JAX is set to float64') as caught:
+        sagan_jax.load(trained_workdir)
+    assert not isinstance(caught.value, integrity.DamagedError)
+
+    # The same checkpoint as version 0.1 saved it.
+    config = RunFolder(trained_workdir).config()
+    manager = checkpoints.open_manager(trained_workdir / 'checkpoints')
+    state = checkpoints.restore(manager, state_shapes(config), 7, config)
+    manager.close()
+    request.getfixturevalue('version_0_1')
+    manager = checkpoints.open_manager(tmp_path, keep=1)
+    checkpoints.save_at_once(manager, 7, state, config)
+    found = checkpoints.restore(manager, state_shapes(config), 7, config)
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    with jax.enable_x64(True), pytest.raises(UserError, match='JAX is set to float64') as caught:
+        checkpoints.restore(manager, state_shapes(config), 7, config)
+    assert not isinstance(caught.value, integrity.DamagedError)
+    manager.close()
 
 
 def test_a_save_at_once_is_on_disk_or_says_that_it_is_not(tmp_path, capsys):
