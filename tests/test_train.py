@@ -16,11 +16,13 @@ from PIL import Image
 
 import sagan_jax
 from sagan_jax import opening
+from sagan_jax import train as training
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.evaluate import evaluate
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
+from sagan_jax.run.logs import RunLog
 from sagan_jax.state import create_state
 from sagan_jax.system import distributed
 from sagan_jax.train import is_due, periodic_actions, save_best, train
@@ -386,3 +388,18 @@ def test_a_best_state_is_kept_until_it_is_saved(monkeypatch):
         save_best(run)
     assert asked == [(4, 'state', 'config')] * 3
     assert run.unsaved_best is None
+
+
+@pytest.mark.parametrize('error', [KeyError('x'), MemoryError(), UserError('It is damaged.')])
+def test_a_report_never_ends_training(monkeypatch, tmp_path, capsys, error):
+    def write(workdir):
+        raise error
+
+    monkeypatch.setattr(training.report, 'write', write)
+    with RunLog(RunFolder(tmp_path), 0) as log:
+        training.write_report(
+            types.SimpleNamespace(log=log, folder=RunFolder(tmp_path)), 4, None, {}
+        )
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith('warning ')
+    assert 'raining continues' in line

@@ -1,11 +1,16 @@
 """One function refuses invalid configurations, each in one sentence."""
 
+import contextlib
+
 import jax
+import ml_collections
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sagan_jax.configuration import checks, defaults
 from sagan_jax.errors import UserError
-from sagan_jax.state import create_state
+from sagan_jax.state import create_state, state_shapes
 from tests import tiny
 
 # Free text: names, paths and addresses.
@@ -137,3 +142,73 @@ def test_a_missing_key_is_named():
     del config.evaluation.best
     with pytest.raises(UserError, match=r'has no evaluation.best, perhaps because'):
         checks.check(config)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'sentence'),
+    [
+        (
+            'dataset.num_classes',
+            10**18,
+            'num_classes=1000000000000000000 should be from 0 to 1000000',
+        ),
+        (
+            'model.z_dim',
+            10**4000,
+            'z_dim=an integer of more than 128 bits should be from 1 to 65536',
+        ),
+        ('seed', True, 'seed=True should be an integer'),
+        ('seed', 1.0, 'seed=1.0 should be an integer'),
+        ('ema.decay', 'high', "ema.decay='high' should be a number"),
+        ('ema.decay', (1,), 'ema.decay=.1,. should be a number'),
+        ('dataset.flip', 1, 'dataset.flip=1 should be True or False'),
+        ('loss', 'x' * 100, "loss='xxx.*… should be hinge or non_saturating"),
+        ('loss', None, 'loss=None should be text'),
+        ('dataset.data_dir', 7, 'dataset.data_dir=7 should be text or None'),
+        ('model.generator_attention', (16.0,), 'generator_attention=a list should be a tuple of'),
+        ('model', 7, 'model=7 should be a section with keys'),
+        ('seed', {'a': 1}, 'seed=a section with keys should be an integer'),
+        ('depth', 3, 'The configuration has depth, which nothing reads: leave out'),
+        ('model.depth', 3, 'The configuration has model.depth, which nothing reads: leave out'),
+    ],
+)
+def test_any_value_of_another_type_or_size_is_refused(key, value, sentence):
+    config = tiny.config().unlock()
+    *section, name = key.split('.')
+    with config.ignore_type():
+        (config[section[0]] if section else config)[name] = value
+    with pytest.raises(UserError, match=sentence) as caught:
+        checks.check(config)
+    assert len(str(caught.value)) < 250
+
+
+def test_networks_that_do_not_fit_into_memory_are_refused_before_it_is_taken():
+    huge = tiny.config(model__generator_width=2**16, model__discriminator_width=2**16)
+    checks.check(huge)
+    with pytest.raises(
+        UserError, match=r'take [0-9,.]+ GiB, but this machine has .*: reduce model'
+    ):
+        state_shapes(huge)
+    shapes = state_shapes(tiny.config())
+    assert shapes.step.shape == ()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=5), inner)
+        ),
+        max_leaves=4,
+    ),
+    st.sampled_from(sorted(keys_of({int, float, str, bool, tuple, type(None)}))),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_json_value_of_any_key_is_accepted_or_refused_in_one_line(value, key):
+    config = tiny.config().to_dict()
+    *section, name = key.split('.')
+    (config[section[0]] if section else config)[name] = value
+    with contextlib.suppress(UserError):
+        assert not checks.unknown_keys(config)
+        checks.check_types(config)
+        checks.check(ml_collections.ConfigDict(config))
