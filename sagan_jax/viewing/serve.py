@@ -48,6 +48,8 @@ def serve(workdir: Path, host: str, port: int) -> None:
         os._exit(128 + number)
 
     with create_server(workdir, host, port) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a background process ignores SIGINT
+            signal.signal(number, end)
         address = f'[{host}]' if ':' in host else host
         print(f'serving        {workdir} at http://{address}:{server.server_address[1]}/')
         if not answers.is_loopback(host):
@@ -56,8 +58,6 @@ def serve(workdir: Path, host: str, port: int) -> None:
                 '127.0.0.1 keeps them out'
             )
         sys.stdout.flush()
-        for number in (signal.SIGINT, signal.SIGTERM):  # a background process ignores SIGINT
-            signal.signal(number, end)
         server.serve_forever()
 
 
