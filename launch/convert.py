@@ -13,6 +13,11 @@ sagan_jax.load.
 --config gives the data and the settings of evaluation, without which the run cannot be scored.
 """
 
+from sagan_jax.system import ending
+
+if __name__ == '__main__':
+    ending.prepare()  # before the imports that take seconds
+
 from pathlib import Path
 
 import ml_collections

@@ -8,6 +8,11 @@ from the last checkpoint, see `until_done.repeat`; an error of the user's (statu
 The launcher passes SIGTERM and Ctrl-C on, and exits with the status of the processes.
 """
 
+from sagan_jax.system import ending
+
+if __name__ == '__main__':
+    ending.prepare()  # before the imports that take seconds
+
 import argparse
 import os
 import signal

@@ -7,6 +7,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 python - <<'PYTHON'
+from sagan_jax.system import ending
+ending.prepare()
 import jax
 if jax.default_backend() != 'gpu':
     raise SystemExit("error: JAX sees no GPU: pip install 'jax[cuda13]', and check nvidia-smi.")

@@ -5,9 +5,13 @@ scores over the seeds, beside the paper's scores; curves of the scores over step
 sweep may still be running.
 """
 
+from sagan_jax.system import ending
+
+if __name__ == '__main__':
+    ending.prepare()  # before the imports that take seconds
+
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +47,8 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status, 2 after a `UserError`."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. Raises UserError for a user's mistake."""
     parser = argparse.ArgumentParser(
         prog='python -m launch.report',
         description=__doc__,
@@ -52,14 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument('workdir', metavar='WORKDIR', help='the --workdir of launch.sweep')
     options = parser.parse_args(arguments)
-    try:
-        check_path(options.workdir, 'WORKDIR')
-        for path in write(Path(options.workdir)):
-            print(f'written        {path}')
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    check_path(options.workdir, 'WORKDIR')
+    for path in write(Path(options.workdir)):
+        print(f'written        {path}')
 
 
 def write(workdir: Path) -> list[Path]:
@@ -236,4 +235,4 @@ def _devices(result: Result) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

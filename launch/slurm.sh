@@ -29,6 +29,7 @@ pass_on() {
 }
 trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
+trap 'pass_on HUP' HUP
 srun --kill-on-bad-exit=1 --label python -u -m sagan_jax.main \
     --config.distributed.coordinator=auto "$@" &
 child=$!

@@ -33,7 +33,8 @@ cd ~/sagan_jax || exit
 workdir=$0
 note=$HOME/.sagan_jax-$(printf %s "$workdir" | cksum | cut -d" " -f1).pid
 before=$(cat "$note" 2>/dev/null)
-if [ -n "$before" ] && grep -qsF -- "$workdir" "/proc/$before/cmdline"; then
+if [ -n "$before" ] &&
+    grep -zqsxF -e "$workdir" -e "--workdir=$workdir" "/proc/$before/cmdline"; then
     kill "$before"
     timeout 60 tail --pid="$before" -f /dev/null || kill -KILL "$before"
 fi

@@ -5,8 +5,12 @@ class UserError(Exception):
     """A mistake of the user's, told in one sentence that names the thing and the mend.
 
     The command line prints the sentence on standard error, without a traceback, and ends with
-    exit status 2.
+    exit status 2, or with another one if the same command may succeed later.
     """
+
+    def __init__(self, sentence: str, status: int = 2):
+        super().__init__(sentence)
+        self.status = status
 
     def __str__(self) -> str:
         """The sentence in one line, whatever the names in it contain."""

@@ -6,6 +6,11 @@ its keys can be changed: --config.batch_size=64 --config.optimizer.generator_lr=
 The other modes take the configuration from the folder of the run, --workdir.
 """
 
+from sagan_jax.system import ending
+
+if __name__ == '__main__':
+    ending.prepare()  # before the imports that take seconds
+
 import contextlib
 from pathlib import Path
 

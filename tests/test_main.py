@@ -104,34 +104,18 @@ def test_a_run_of_a_version_with_other_keys_is_refused(trained_workdir, tmp_path
 def test_a_full_disk_is_reported_in_one_sentence():
     code = """
 import errno
-from sagan_jax.system import command_line
+from sagan_jax.system import command_line, ending
 
 def main(argv):
     raise OSError(errno.ENOSPC, 'No space left on device', 'figures/a.png')
 
+ending.prepare()
 command_line.run(main, command_line.define_config())
 """
     root = str(Path(__file__).parents[1])
     command = [sys.executable, '-c', code]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert_refused(result, 'figures/a.png cannot be written (No space left on device)')
-
-
-def test_ctrl_c_ends_in_one_line():
-    code = """
-import os, signal
-from sagan_jax.system import command_line
-
-def main(argv):
-    os.kill(os.getpid(), signal.SIGINT)
-    signal.pause()
-
-command_line.run(main, command_line.define_config())
-"""
-    root = str(Path(__file__).parents[1])
-    command = [sys.executable, '-c', code]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (130, '\ninterrupted    by Ctrl-C\n')
 
 
 # Facts about the flags, collected in another process because flags are defined once per process.

@@ -18,6 +18,11 @@ random input. Any other key of the configuration can be set too, as in
 with ours (needs launch/benchmark/pytorch_requirements.txt).
 """
 
+from sagan_jax.system import ending
+
+if __name__ == '__main__':
+    ending.prepare()  # before the imports that take seconds
+
 import importlib.util
 import itertools
 import json
@@ -32,6 +37,7 @@ from absl import flags
 from launch.benchmark import tables
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line
+from sagan_jax.system.failures import writing
 from sagan_jax.system.files import atomic_path
 
 CONFIG = command_line.define_config()
@@ -179,11 +185,8 @@ def _make_virtual_devices(count: int) -> None:
 def _write(content: dict[str, Any]) -> None:
     if JSON.value is None:
         return
-    try:
-        with atomic_path(JSON.value) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + '\n')
-    except OSError as error:
-        raise UserError(f'Cannot write {JSON.value} ({error}): choose another --json.') from error
+    with writing(JSON.value, 'another --json'), atomic_path(JSON.value) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def _show(section: str, rows: list[dict[str, Any]]) -> None:

@@ -17,6 +17,11 @@ As a SLURM array with one task for each line of --list:
   sbatch --array=0-26 --wrap 'python -m launch.sweep … --sweep_index slurm'
 """
 
+from sagan_jax.system import ending
+
+if __name__ == '__main__':
+    ending.prepare()  # before the imports that take seconds
+
 import json
 import os
 import sys
@@ -33,6 +38,7 @@ from launch.sweep.runs import Run
 from sagan_jax.configuration import defaults, variants
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line, paths
+from sagan_jax.system.failures import writing
 from sagan_jax.system.files import atomic_path, locked
 from sagan_jax.system.records import differences
 from sagan_jax.system.signals import collected
@@ -192,27 +198,22 @@ def register(
     Raises:
       UserError: when the sweep has a variant of this name with another configuration.
     """
-    try:
-        with locked(workdir / runs.LOCK):
-            record = runs.read_record(workdir) or runs.EMPTY
-            for variant, before in record['variants'].items():
-                now = configs.get(variant)
-                now = resolve(file, variant, overrides) if now is None else now
-                _check_variant(workdir, variant, before, _plain(now))
-            resolved = {name: _plain(config) for name, config in configs.items()}
-            names = [[run.variant, run.seed] for run in asked]
-            record = {
-                'config': file,
-                'overrides': overrides,
-                'variants': resolved | record['variants'],
-                'runs': record['runs'] + [name for name in names if name not in record['runs']],
-            }
-            with atomic_path(workdir / runs.RECORD) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + '\n')
-    except OSError as error:
-        raise UserError(
-            f'The workdir {workdir} cannot be written: choose another --workdir.'
-        ) from error
+    with writing(workdir, 'another --workdir'), locked(workdir / runs.LOCK):
+        record = runs.read_record(workdir) or runs.EMPTY
+        for variant, before in record['variants'].items():
+            now = configs.get(variant)
+            now = resolve(file, variant, overrides) if now is None else now
+            _check_variant(workdir, variant, before, _plain(now))
+        resolved = {name: _plain(config) for name, config in configs.items()}
+        names = [[run.variant, run.seed] for run in asked]
+        record = {
+            'config': file,
+            'overrides': overrides,
+            'variants': resolved | record['variants'],
+            'runs': record['runs'] + [name for name in names if name not in record['runs']],
+        }
+        with atomic_path(workdir / runs.RECORD) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + '\n')
 
 
 def _check_variant(

@@ -22,6 +22,7 @@ from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
 from sagan_jax.image_scan import describe
 from sagan_jax.images import open_image, square
+from sagan_jax.system import failures
 
 
 class Example(TypedDict):
@@ -122,7 +123,7 @@ def _builder(
             'separate folder, or train without classes with '
             '--config.model.conditioning=none --config.dataset.num_classes=1.'
         )
-    create = functools.partial(image_folder.builder, listing, dataset.image_size, data_dir)
+    create = functools.partial(image_folder.builder, listing, dataset.image_size, data_dir=data_dir)
     return title, create, describe(listing.passed_over, listing.folder)
 
 
@@ -177,7 +178,12 @@ def _prepare_by_tfds(builder: tfds.core.DatasetBuilder) -> None:
             f'TFDS needs {error.name} to prepare {builder.name}, but not to read it later: '
             f'pip install {package}'
         ) from error
-    except (AssertionError, OSError) as error:  # no network, no space, manual downloads missing
+    except Exception as error:
+        # No network, no space, manual downloads missing.
+        of_download = type(error).__module__.startswith('tensorflow_datasets.core.download')
+        expected = of_download or isinstance(error, AssertionError)
+        if not expected and not failures.unwritable(error):
+            raise
         raise UserError(f'TFDS cannot prepare {builder.name}: {_one_line(error)}') from error
 
 

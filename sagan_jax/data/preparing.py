@@ -13,18 +13,22 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from sagan_jax.errors import UserError
-from sagan_jax.system.files import locked
+from sagan_jax.system.failures import writing
+from sagan_jax.system.files import locked, partial_path, remove_partial
 
 Shard = Callable[[], Iterator[tuple[Any, dict]]]  # opens the (key, example) pairs of one file
 
 
-def prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
+def prepared(make_builder: Callable[..., tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
     """Calls `make_builder`, and prepares the builder's data on first use.
 
-    TFDS writes into a folder `incomplete.…` and renames it at the end, so an interrupted or failed
-    preparation leaves nothing that looks prepared. The remains of a killed one are removed here.
-    One process prepares at a time; others that need the same data wait for it.
+    The data are written into a folder with a name of `files.partial_path` and renamed into place at
+    the end, so an interrupted or failed preparation leaves nothing that looks prepared. The remains
+    of a killed one are removed here. One process prepares at a time; others that need the same data
+    wait for it.
+
+    Args:
+      make_builder: takes `data_dir`, a folder to use in place of its own.
 
     Raises:
       UserError: if the data folder cannot be written or holds something else.
@@ -33,17 +37,15 @@ def prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.
     if builder.is_prepared():
         return builder
     folder = Path(builder.data_dir_root) / builder.name
-    try:
-        with locked(folder / '.lock', lambda: _tell_waiting(folder)):
-            builder = make_builder()  # another process may have prepared it in the meantime
-            if not builder.is_prepared():
-                _prepare(builder, folder)
-    except OSError as error:
-        raise UserError(
-            f'Cannot write prepared data to {folder} ({error.strerror or error}): choose another '
-            'folder with --config.dataset.data_dir=FOLDER.'
-        ) from error
-    return builder
+    with (
+        writing(folder, 'another folder for prepared data with --config.dataset.data_dir=FOLDER'),
+        locked(folder / '.lock', lambda: _tell_waiting(folder)),
+    ):
+        builder = make_builder()  # another process may have prepared it in the meantime
+        if builder.is_prepared():
+            return builder
+        _prepare(make_builder, folder, Path(builder.data_dir))
+    return make_builder()
 
 
 def shards(examples: Iterator[tuple[Any, dict]], count: int, example_bytes: int) -> list[Shard]:
@@ -72,21 +74,19 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _prepare(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
-    # No other process is preparing in this folder, so these are remains.
-    for remains in list(folder.rglob('incomplete.*')):
-        shutil.rmtree(remains)
-        _remove_if_empty(remains.parent)
+def _prepare(
+    make_builder: Callable[..., tfds.core.DatasetBuilder], folder: Path, wanted: Path
+) -> None:
+    remove_partial(folder)  # no other process is preparing in it
+    temporary = partial_path(folder / 'prepared')
     try:
+        builder = make_builder(data_dir=str(temporary))
         builder.download_and_prepare()
+        wanted.parent.mkdir(exist_ok=True)
+        Path(builder.data_dir).rename(wanted)
     finally:
-        _remove_if_empty(Path(builder.data_dir).parent)  # after a failure
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _tell_waiting(folder: Path) -> None:
     print(f'Another process is preparing data in {folder}: waiting.', file=sys.stderr)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from sagan_jax.errors import UserError
+from sagan_jax.system import failures
 from sagan_jax.system.files import atomic_path, stamp
 from sagan_jax.system.untrusted import read_json
 
@@ -40,6 +41,8 @@ def read(examples: Sequence[T], index: int, name: str, folder: Path) -> T:
     except UserError:
         raise
     except Exception as error:  # what a reader raises on a damaged file depends on the format
+        if failures.is_passing(error):
+            raise
         reason = ' '.join(str(error).split())
         raise UserError(
             f'Example {index} of {name} cannot be read ({reason:.200}): remove {folder} to prepare '

@@ -22,7 +22,7 @@ from sagan_jax.data import shapes
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import in_domain, inception, scores
 from sagan_jax.metrics.features import Collected, FeatureNetwork, Variables, collect
-from sagan_jax.system import distributed
+from sagan_jax.system import distributed, failures
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import differences
 from sagan_jax.system.streaming import on_devices
@@ -297,8 +297,11 @@ def _cached(
     try:
         with atomic_path(path) as temporary:
             np.savez(temporary, record=text, **arrays)
-    except OSError as error:
-        print(f'warning        {path} cannot be written: {error.strerror or error}')
+    except Exception as error:
+        reason = failures.unwritable(error)
+        if reason is None:
+            raise
+        print(f'warning        {path} cannot be written: {reason}')
     return arrays
 
 

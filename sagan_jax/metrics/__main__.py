@@ -1,5 +1,10 @@
 """Scores a folder of generated images: `python -m sagan_jax.metrics REAL FAKE`."""
 
+from sagan_jax.system import ending
+
+if __name__ == '__main__':
+    ending.prepare()  # before the imports that take seconds
+
 import argparse
 import json
 import sys
@@ -16,6 +21,7 @@ from sagan_jax.metrics import folders, inception, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
 from sagan_jax.metrics.features import Collected, collect
 from sagan_jax.system import numerics
+from sagan_jax.system.failures import writing
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.paths import check_path
 from sagan_jax.system.records import versions
@@ -24,22 +30,21 @@ from sagan_jax.system.streaming import on_devices
 MAX_PAIRED = 10_000  # images of each folder, at most, for scores over pairs of samples
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns the exit status: 2 after a user's mistake."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. Raises UserError for a user's mistake."""
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f'Warning: {message}.', file=sys.stderr)
-        try:
-            numerics.check()
-            rows = _score(options)
-            for row in rows:
-                print(json.dumps(row))
-            if options.json:
-                _write(rows, options.json)
-        except UserError as error:
-            print(f'error: {error}', file=sys.stderr)
-            return 2
-    return 0
+        numerics.check()
+        rows = _score(options)
+    for row in rows:
+        print(json.dumps(row))
+    if options.json:
+        with (
+            writing(options.json, 'another file with --json'),
+            atomic_path(options.json) as temporary,
+        ):
+            temporary.write_text(json.dumps(rows, indent=2) + '\n')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,15 +165,5 @@ def _with_progress(
             progress.update(len(batch['2048']))
 
 
-def _write(rows: list[dict[str, Any]], path: str) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + '\n')
-    except OSError as error:
-        raise UserError(
-            f'Cannot write {path} ({error}): choose another file with --json.'
-        ) from error
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -16,7 +16,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.run import integrity, provenance
 from sagan_jax.run.folder import RunFolder, steps_in
 from sagan_jax.run.integrity import DamagedError
-from sagan_jax.system import distributed, untrusted
+from sagan_jax.system import distributed, failures, untrusted
 
 # What Orbax and the formats below it raise when they cannot write.
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
@@ -276,6 +276,8 @@ def _restore(
         try:
             return make()
         except Exception as error:  # what a reader raises on a damaged file depends on the format
+            if failures.is_passing(error) or failures.is_of_memory(error):
+                raise
             reason = ' '.join(str(error).split())
             raise DamagedError(
                 f'The checkpoint {path} cannot be read ({reason:.200}){integrity.FIX}'

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from sagan_jax.errors import UserError, printable
 from sagan_jax.run.folder import RunFolder
+from sagan_jax.system.failures import RETRY
 from sagan_jax.system.untrusted import open_file, parse_json
 
 BEAT = 10.0  # seconds between two touches
@@ -48,6 +49,7 @@ class Record(NamedTuple):
       since: when it took the folder, for people.
       token: drawn at random, so that no other record is equal.
       released: whether it no longer uses the folder.
+      job: its job of SLURM, if any.
     """
 
     process: int
@@ -57,6 +59,7 @@ class Record(NamedTuple):
     since: str
     token: str
     released: bool = False
+    job: str = ''
 
 
 _DAMAGED = Record(0, *('unknown',) * 5)
@@ -151,6 +154,7 @@ def _take(run: RunFolder, descriptor: int, instead: str) -> Record:
         started=_started(os.getpid()),
         since=datetime.now().astimezone().isoformat(' ', 'seconds'),
         token=uuid.uuid4().hex,
+        job=_job(),
     )
     try:
         _write(run, record)
@@ -213,9 +217,20 @@ def _release(run: RunFolder, record: Record, missing: list[Path]) -> None:
 
 def _refusal(run: RunFolder, record: Record | None, instead: str) -> UserError:
     who = describe(record) if record and record != _DAMAGED else 'another process'
+    is_requeued = os.environ.get('SLURM_RESTART_COUNT', '0') != '0'
+    if is_requeued and record and record.job and record.job == _job():
+        return UserError(
+            f'The workdir {run.path} is still in use by {who}, of this job {record.job} before it '
+            'was requeued: try again when that has ended.',
+            RETRY,
+        )
     return UserError(
         f'The workdir {run.path} is in use by {who}: wait, end it, or choose {instead}.'
     )
+
+
+def _job() -> str:
+    return os.environ.get('SLURM_JOB_ID', '')
 
 
 # ---- Records. ----------------------------------------------------------------------------------
@@ -234,7 +249,7 @@ def _read(run: RunFolder) -> Record | None:
         record = Record(**parse_json(text))
     except (ValueError, TypeError):
         return _DAMAGED
-    names = (record.host, record.machine, record.started, record.since, record.token)
+    names = (*record[1:6], record.job)
     is_whole = all(isinstance(name, str) for name in names) and type(record.released) is bool
     return record if is_whole and type(record.process) is int and record.process > 0 else _DAMAGED
 

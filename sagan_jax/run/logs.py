@@ -16,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run.folder import RunFolder
+from sagan_jax.system import failures
 from sagan_jax.system.untrusted import reason
 
 
@@ -148,10 +149,13 @@ def tolerating_errors(what: str) -> Iterator[None]:
     """Turns an error of the disk into a warning: it costs images and curves, but not the run."""
     try:
         yield
-    except OSError as error:
-        print(f'warning        {what} cannot be written ({reason(error)}), training continues')
     except UserError as error:
         print(f'warning        {error} Training continues.')
+    except Exception as error:
+        found = failures.unwritable(error)
+        if found is None:
+            raise
+        print(f'warning        {what} cannot be written ({found}), training continues')
 
 
 def progress(step: int, num_steps: int, values: Mapping[str, float], images_per_step: int) -> str:

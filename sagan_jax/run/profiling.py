@@ -4,6 +4,8 @@ from pathlib import Path
 
 import jax
 
+from sagan_jax.run.logs import tolerating_errors
+
 
 class Profile:
     """Traces the steps from `first` to `last` with `jax.profiler`, on the first process.
@@ -37,5 +39,6 @@ class Profile:
         """Ends the trace if there is one."""
         if self._tracing:
             self._tracing = False
-            jax.profiler.stop_trace()
-            print(f'profile        {self._folder}: tensorboard --logdir {self._folder}')
+            with tolerating_errors('the profile'):
+                jax.profiler.stop_trace()
+                print(f'profile        {self._folder}: tensorboard --logdir {self._folder}')

@@ -1,9 +1,6 @@
 """Shared by the command lines: the flag --config, modes, and errors in one sentence."""
 
-import errno
-import io
 import logging
-import signal
 import sys
 import textwrap
 import threading
@@ -17,7 +14,7 @@ from ml_collections import config_flags
 
 from sagan_jax.configuration import files
 from sagan_jax.errors import UserError
-from sagan_jax.system import cpu, numerics, paths
+from sagan_jax.system import cpu, numerics, output, paths
 
 _HELP = ('--help', '-help', '-h', '-?')
 
@@ -84,7 +81,7 @@ def run(
     modes: Mapping[str, Mode] | None = None,
     operands: bool = False,
 ) -> None:
-    """Runs `main`; a `UserError` or a full disk ends in one sentence and status 2.
+    """Runs `main` with the flags of the command line, after `ending.prepare`.
 
     Settings of JAX with which the same seed gives another run are refused, see `numerics.check`.
 
@@ -117,26 +114,8 @@ def run(
     cpu.prepare()
     absl_logging.set_verbosity(absl_logging.WARNING)
     _silence_failed_writes()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # shows progress in log files too
-    try:
-        app.run(checked, flags_parser=parse)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print('\ninterrupted    by Ctrl-C', file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        what = error.filename or 'The output'
-        print(
-            f'error: {what} cannot be written ({error.strerror}): free disk space, or '
-            'choose another folder.',
-            file=sys.stderr,
-        )
-        sys.exit(2)
+    output.drop_what_cannot_be_written()
+    app.run(checked, flags_parser=parse)
 
 
 def check_mode(modes: Mapping[str, Mode]) -> None:

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -23,9 +24,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sagan_jax.errors import UserError
+from sagan_jax.system import failures, signals
 from sagan_jax.system.records import differences
 
-LOST = 75  # exit status of a process that lost the others: EX_TEMPFAIL, so that it is retried
+LOST = failures.RETRY  # exit status of a process that lost the others
 TIMEOUT = 60  # seconds without a heartbeat after which a process is considered lost
 _PATIENCE = 3  # seconds in which the other processes may report the same error
 # The start of error messages of JAX's runtime, some of which are raised as ValueError.
@@ -51,12 +53,14 @@ def joined(config: ml_collections.ConfigDict) -> Iterator[None]:
         return
     _initialise(settings)
     if not is_first():
-        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+        sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
     try:
         yield
     except UserError as error:
-        _leave(f'error: {error}', 2)
+        _leave(f'error: {error}', error.status)
     except Exception as error:
+        if found := failures.explain(error):
+            _leave(f'error: {found[0]}', found[1])
         if not _STATUS.match(str(error)):
             _leave(traceback.format_exc(), 1)
         _leave(
@@ -81,8 +85,11 @@ def _initialise(settings: ml_collections.ConfigDict) -> None:
                 f'{settings.num_processes - 1}, because distributed.num_processes is '
                 f'{settings.num_processes}.'
             )
+    handlers = {number: signal.getsignal(number) for number in signals.requests()}
     try:
         jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=TIMEOUT)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # JAX ignores SIGTERM from here on
     except (ValueError, RuntimeError) as error:
         raise UserError(
             'The processes cannot connect to distributed.coordinator='
@@ -125,10 +132,10 @@ def on_first(function: Callable[[], T]) -> T:
         try:
             answer = {'value': function()}
         except UserError as error:
-            answer = {'error': str(error)}
+            answer = {'error': str(error), 'status': error.status}
     answer = _gather_json(answer)[0]
     if 'error' in answer:
-        raise UserError(answer['error'])
+        raise UserError(answer['error'], answer['status'])
     return answer['value']
 
 

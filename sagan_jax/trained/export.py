@@ -24,6 +24,7 @@ from sagan_jax.evaluation import protocol
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run.entries import Row
 from sagan_jax.run.folder import RunFolder
+from sagan_jax.system.failures import writing
 from sagan_jax.system.files import partial_path
 from sagan_jax.system.paths import refuse_file
 from sagan_jax.system.records import versions
@@ -73,18 +74,12 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
         'samples.png': lambda path: save_png(path, image_grid(images, _COLUMNS)),
         'README.md': lambda path: path.write_bytes(text),
     }
-    try:
-        with _renamed_into_place(folder) as temporary:
-            for name, write in writers.items():
-                write(temporary / name)
-            description = describe(model, scores)
-            record = description | {'files': _hashes(temporary, writers, description)}
-            (temporary / DESCRIPTION).write_text(_as_json(record))
-    except OSError as error:
-        raise UserError(
-            f'{folder} cannot be written ({error.strerror or error}): free disk space, or choose '
-            'another --output.'
-        ) from error
+    with writing(folder, 'another --output'), _renamed_into_place(folder) as temporary:
+        for name, write in writers.items():
+            write(temporary / name)
+        description = describe(model, scores)
+        record = description | {'files': _hashes(temporary, writers, description)}
+        (temporary / DESCRIPTION).write_text(_as_json(record))
     for name in (*writers, DESCRIPTION):
         print(f'written        {folder / name}')
 

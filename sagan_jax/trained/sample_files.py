@@ -19,6 +19,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation import training_data
 from sagan_jax.evaluation.neighbours import nearest_images
 from sagan_jax.images import image_grid, save_png
+from sagan_jax.system.failures import writing
 from sagan_jax.system.files import atomic_path, locked, remove_partial
 from sagan_jax.system.paths import folder_names, refuse_file
 from sagan_jax.system.records import differences
@@ -84,16 +85,11 @@ def write_samples(
     if not is_png and suffix != '.npz':
         refuse_file(output)
     write = _write_arrays if suffix == '.npz' else _write_folder
-    try:
+    with writing(output, 'another --output'):
         if is_png:
             _write_png(model, output, kind, classes, n, seed, truncation)
         else:
             write(model, output, classes, n, seed, truncation)
-    except OSError as error:
-        raise UserError(
-            f'{output} cannot be written ({error.strerror or error}): free disk space, or choose '
-            'another --output.'
-        ) from error
     print(f'written        {output}')
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from sagan_jax.errors import UserError
+from sagan_jax.system import signals
 from sagan_jax.viewing import answers
 from sagan_jax.viewing.answers import Answer, Request
 
@@ -35,7 +36,7 @@ _SEND_SECONDS = 60  # for which a client may receive an answer
 
 
 def serve(workdir: Path, host: str, port: int) -> None:
-    """Serves a run until Ctrl-C or SIGTERM, and ends the process with status 130 or 143.
+    """Serves a run until Ctrl-C, SIGTERM or SIGHUP, and ends with status 130, 143 or 129.
 
     The arguments and errors are those of `create_server`.
     """
@@ -48,7 +49,7 @@ def serve(workdir: Path, host: str, port: int) -> None:
         os._exit(128 + number)
 
     with create_server(workdir, host, port) as server:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a background process ignores SIGINT
+        for number in signals.requests():
             signal.signal(number, end)
         address = f'[{host}]' if ':' in host else host
         print(f'serving        {workdir} at http://{address}:{server.server_address[1]}/')

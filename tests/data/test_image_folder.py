@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from sagan_jax import data
 from sagan_jax.data import class_folders, image_folder, preparing
 from sagan_jax.errors import UserError
-from sagan_jax.system.files import locked
+from sagan_jax.system.files import locked, partial_path
 
 
 @pytest.fixture
@@ -280,6 +281,37 @@ def test_killed_in_the_middle(dataset, folder):
     assert len(list(Path(dataset.data_dir, 'image_folder').glob('32px*'))) == 1
 
 
+def test_only_remains_of_this_program_are_removed(dataset, folder):
+    root = Path(dataset.data_dir) / 'image_folder'
+    own = partial_path(root / 'prepared') / 'image_folder'
+    others = [
+        root / 'incomplete.thesis',
+        root / '.sagan_jax-notes.partial',
+        root / '1' / 'incomplete.A',
+    ]
+    for path in (own, *others):
+        path.mkdir(parents=True)
+        (path / 'file').write_text('something')
+    data.load(dataset)
+    assert not own.parent.exists()
+    assert [(path / 'file').read_text() for path in others] == ['something'] * 3
+
+
+def test_a_full_disk_during_preparation_is_named_and_leaves_nothing(dataset, folder):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r'image_folder cannot be written \(File too large\): '
+        ) as e:
+            data.load(dataset)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert '--config.dataset.data_dir=FOLDER' in str(e.value)
+    assert [path.name for path in (Path(dataset.data_dir) / 'image_folder').iterdir()] == ['.lock']
+    assert len(data.load(dataset)) == 15
+
+
 def test_one_process_prepares_and_the_other_waits(dataset, folder, capsys, monkeypatch):
     lengths = []
     loading = threading.Thread(target=lambda: lengths.append(len(data.load(dataset))))
@@ -349,7 +381,7 @@ def test_no_test_split(dataset, folder):
 
 def test_data_dir_is_a_file(dataset, folder, tmp_path):
     (tmp_path / 'prepared').write_text('in the way')
-    with pytest.raises(UserError, match=r'Cannot write prepared data to .*data_dir=FOLDER'):
+    with pytest.raises(UserError, match=r'cannot be written \(Not a directory\).*data_dir=FOLDER'):
         data.load(dataset)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from launch import report
 from launch.sweep import paper, results, runs
 from launch.sweep.runs import Run
+from sagan_jax.errors import UserError
 from sagan_jax.evaluation.protocol import score_of
 from sagan_jax.viewing.page import IMAGE_WIDTH
 from tests.viewing.test_report import Page
@@ -273,18 +274,15 @@ def test_a_sweep_that_has_just_begun(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['empty', 'missing', 'a run'])
-def test_a_folder_without_a_sweep_is_refused(kind, tmp_path, capsys):
+def test_a_folder_without_a_sweep_is_refused(kind, tmp_path):
     folder = tmp_path / 'folder'
     if kind == 'a run':
         write_run(Run('feat16', 0, folder), 9)
     elif kind == 'empty':
         folder.mkdir()
     before = set(tmp_path.rglob('*'))
-    assert report.main([str(folder)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f'error: {folder} holds no sweep')
-    assert error.endswith('.\n')
-    assert error.count('\n') == 1
+    with pytest.raises(UserError, match=f'^{folder} holds no sweep.*[.]$'):
+        report.main([str(folder)])
     assert set(tmp_path.rglob('*')) == before
 
 

@@ -61,6 +61,7 @@ exit $status
         ([75, 137, 0], 3, 0),
         ([2], 1, 2),
         ([143], 1, 143),
+        ([129], 1, 129),
         ([1, 1, 1, 0], 3, 1),
     ],
 )
@@ -79,10 +80,12 @@ def test_until_done_restarts_after_failures(programs, tmp_path, statuses, calls,
     assert ('3 times in a row' in ended.stderr) == (statuses[:3] == [1, 1, 1])
 
 
-@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_until_done_passes_signals_on_and_waits(programs, tmp_path, number, status):
     saves = f"""
-    trap 'sleep 0.5; touch $HERE/saved; exit {status}' TERM INT
+    trap 'sleep 0.5; touch $HERE/saved; exit {status}' TERM INT HUP
     touch $HERE/started
     while true; do sleep 0.05; done
     """

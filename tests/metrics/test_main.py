@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from sagan_jax import metrics
+from sagan_jax.errors import UserError
 from sagan_jax.metrics.__main__ import main
 
 NAMES = ['fid12', 'is12', 'kid12', 'precision12', 'recall12', 'density12', 'coverage12']
@@ -39,7 +40,7 @@ def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_p
     (folders[0] / 'class0' / 'notes.txt').write_text('not an image')
     lines = tmp_path / 'scores.json'
     options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '1']
-    assert main([real, fake, *options, '--json', str(lines)]) == 0
+    main([real, fake, *options, '--json', str(lines)])
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert json.loads(lines.read_text()) == rows
@@ -130,12 +131,11 @@ def with_no_folder(real, fake):
 def test_a_mistake_ends_with_one_sentence(folders, seeded_graph, capsys, spoil):
     problem = spoil(*folders)
     options = ['--weights', str(seeded_graph), '--splits', '2', '--batch_size', '8']
-    assert main([*map(str, folders), *options]) == 2
-    out, err = capsys.readouterr()
-    assert out == ''
-    sentence = err.splitlines()[-1]
-    assert problem in sentence
-    assert sentence.endswith('.')
+    with pytest.raises(UserError) as error:
+        main([*map(str, folders), *options])
+    assert capsys.readouterr().out == ''
+    assert problem in str(error.value)
+    assert str(error.value).endswith('.')
 
 
 def test_a_mistake_ends_the_program_without_a_traceback(folders, tmp_path):
@@ -160,7 +160,7 @@ def test_a_mistake_ends_the_program_without_a_traceback(folders, tmp_path):
 
 def test_max_images_limits_the_images(folders, seeded_graph, capsys):
     options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '2']
-    assert main([*map(str, folders), *options, '--max_images', '6']) == 0
+    main([*map(str, folders), *options, '--max_images', '6'])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row['num_real'], row['num_fake']) for row in rows] == [(6, 6)] * 7
     assert rows[0]['name'] == 'fid6'
@@ -170,10 +170,10 @@ def test_scores_are_printed_even_if_they_cannot_be_written(folders, seeded_graph
     real, fake = map(str, folders)
     target = f'{real}/class0/000.png/scores.json'  # below a file
     options = ['--weights', str(seeded_graph), '--batch_size', '8', '--splits', '1']
-    assert main([real, fake, *options, '--json', target]) == 2
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 7
-    assert err.splitlines()[-1].startswith(f'error: Cannot write {target} (')
+    with pytest.raises(UserError) as error:
+        main([real, fake, *options, '--json', target])
+    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert str(error.value).startswith(f'{target} cannot be written (')
 
 
 @pytest.mark.parametrize('option', [['--splits', '0'], ['--seed', '-1'], ['--batch_size', 'x']])

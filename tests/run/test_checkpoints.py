@@ -1,6 +1,7 @@
 """Checkpoints on broken disks: damaged ones are skipped, failed writes are reported."""
 
 import contextlib
+import errno
 import resource
 import shutil
 
@@ -114,6 +115,27 @@ def test_a_full_disk_keeps_earlier_checkpoints(tmp_path, capsys, monkeypatch):
     checkpoints.finish(manager, 4, at(4), CONFIG)
     assert {path.name for path in tmp_path.iterdir()} == {'2', '4'}
     assert int(checkpoints.restore_newest(manager, STATE, CONFIG)['step']) == 4
+
+
+@pytest.mark.parametrize(
+    'failure',
+    [
+        OSError(errno.ESTALE, 'Stale file handle'),
+        ValueError('DEADLINE_EXCEEDED: Error reading local file: Connection timed out'),
+        MemoryError('Unable to allocate 5. GiB'),
+    ],
+)
+def test_a_checkpoint_is_not_damaged_because_the_machine_fails(tmp_path, monkeypatch, failure):
+    save(tmp_path / 'checkpoints', 1, 2)
+    manager = checkpoints.open_manager(tmp_path / 'checkpoints', keep=2)
+
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(manager, 'restore', fail)
+    with pytest.raises(type(failure), match=str(failure)[-9:]):
+        checkpoints.restore_newest(manager, STATE, CONFIG)
+    assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'1', '2'}
 
 
 def test_a_missing_folder_is_created_again(tmp_path, capsys):

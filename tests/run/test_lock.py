@@ -227,6 +227,28 @@ def test_a_record_of_another_machine_that_is_touched_is_refused(run, locks, pati
     assert (run.lock.read_bytes(), run.metrics_jsonl.read_bytes()) == before
 
 
+@pytest.mark.parametrize(
+    ('job', 'restarts', 'status'), [('17', '1', 75), ('17', '0', 2), ('18', '1', 2), ('', '', 2)]
+)
+def test_a_requeued_job_may_try_again_while_it_still_drains(
+    run, patience, monkeypatch, job, restarts, status
+):
+    for name, value in (('SLURM_JOB_ID', job), ('SLURM_RESTART_COUNT', restarts)):
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+    foreign(run, job='17')
+    monkeypatch.setattr(lock, '_is_touched', lambda run: True)
+    with (
+        pytest.raises(UserError, match='in use by process 4321 on node7') as refused,
+        lock.owned(run),
+    ):
+        pass
+    assert refused.value.status == status
+    assert ('before it was requeued' in str(refused.value)) == (status == 75)
+
+
 def raise_no_locks(*_):
     raise OSError(errno.ENOLCK, 'No locks available')
 
