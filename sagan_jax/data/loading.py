@@ -1,12 +1,13 @@
 """Opens the configuration's `dataset` as a random-access source of images and labels."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib.util
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,6 +24,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.image_scan import describe
 from sagan_jax.images import open_image, square
 from sagan_jax.system import failures
+from sagan_jax.system.untrusted import reason
 
 
 class Example(TypedDict):
@@ -65,9 +67,11 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         be written, or TensorFlow is missing.
     """
     title, make_builder, passed_over = _builder(dataset)
+    folder = Path(dataset.data_dir or '~/tensorflow_datasets').expanduser() / dataset.name
     with quiet():
-        builder = make_builder()
-        class_names = _class_names(builder)
+        with _reading(folder):
+            builder = make_builder()
+            class_names = _class_names(builder)
         # Report mistakes before preparing anything, which may take hours.
         found, wanted = len(class_names or (dataset.name,)), max(1, dataset.num_classes)
         if found != wanted:
@@ -87,9 +91,11 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
             else:
                 _prepare_by_tfds(builder)
         split = _find_split(builder, split)
-        examples = _open(builder, split)
+        with _reading(folder):
+            examples = _open(builder, split)
     labelled = class_names is not None
-    content = stored.content(builder, split, examples, labelled)
+    with _reading(folder):
+        content = stored.content(builder, split, examples, labelled)
     return Source(
         examples=_converted(builder, examples, dataset.image_size, labelled),
         class_names=class_names or (dataset.name,),
@@ -102,6 +108,20 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         content=content,
         passed_over=tuple(passed_over),
     )
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Reports prepared data that are damaged in one sentence; other failures pass."""
+    try:
+        yield
+    except Exception as error:  # what TFDS raises depends on the damage
+        if failures.explain(error):
+            raise
+        raise UserError(
+            f'The prepared data in {folder} cannot be read ({reason(error)}): remove the folder, '
+            'and they are prepared again.'
+        ) from error
 
 
 def _builder(
