@@ -1,5 +1,6 @@
 """Files that a reader never sees half of, and locks that end with their process."""
 
+import errno
 import fcntl
 import os
 import re
@@ -40,6 +41,10 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
         temporary.replace(path)
         if durable:
             _flush(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not error.filename:
+            error.filename = str(path)  # a failed write does not name its file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from sagan_jax.errors import UserError
 from sagan_jax.system import failures
+from sagan_jax.system.files import atomic_path
 
 FULL = ('ENOSPC', 'EDQUOT', 'EROFS', 'EFBIG')
 PASSING = ('EIO', 'ESTALE', 'ETIMEDOUT', 'ECONNRESET', 'EHOSTUNREACH')
@@ -87,6 +88,13 @@ def test_memory_of_host_and_device():
         assert status == 2
         assert sentence.startswith('There is not enough memory (')
         assert '\n' not in sentence
+
+
+def test_the_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError, match='No space') as error, atomic_path(tmp_path / 'a.png'):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    sentence, _ = failures.explain(error.value)
+    assert sentence.startswith(f'{tmp_path}/a.png cannot be written (No space left on device): ')
 
 
 # ---- What libraries raise on a full disk, in the versions that are installed. --------------------
