@@ -25,7 +25,7 @@ MODES = {
     'train': Mode(
         'trains, or resumes from the newest checkpoint of the workdir; the default',
         'python -m sagan_jax.main --config configs/quickstart.py',
-        ('profile',),
+        ('init', 'profile'),
     ),
     'evaluate': Mode(
         'scores checkpoints: FID, the Inception Score and others',
@@ -59,6 +59,12 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run. By default runs/ and the name of the configuration.'
 )
 _MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
+_INIT = command_line.checked_path(
+    flags.DEFINE_string(
+        'init', None, 'Folder of a run to begin with the networks of, on other images or classes.'
+    ),
+    paths.check_data_path,
+)
 _PROFILE = flags.DEFINE_string(
     'profile', None, 'First and last step to trace with jax.profiler, as 100:110.'
 )
@@ -127,6 +133,8 @@ def main(argv: list[str]) -> None:
     from sagan_jax.viewing.paper_figures import illustrate
 
     config = _CONFIG.value or RunFolder(workdir).config()
+    if _INIT.value:
+        config.init.run = _INIT.value
     paths.check_config(config)
     checks.check(config)  # one that was read from a run may lack keys
     if config.distributed.coordinator and _MODE.value == 'figures':

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import ml_collections
@@ -10,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
-from sagan_jax import data, models, sampling
+from sagan_jax import data, models, sampling, transfer
 from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError, printable
 from sagan_jax.evaluation import training_data
@@ -113,6 +114,9 @@ def open_run(
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     fresh = create_state(config)
     _describe(config, source, summary, fresh)
+    init = None
+    if config.init.run and not distributed.on_first(lambda: bool(folder.checkpoint_steps())):
+        fresh, init = _begin_with_another(config, fresh, source)
     signals: list[int] = []
     score = _create_scorer(config, source, signals) if config.evaluate_every else None
 
@@ -121,7 +125,7 @@ def open_run(
     recent, best = _open_checkpoints(config, folder)
     state = _restore_or_begin(config, folder, recent, fresh, given_again)
     step = int(state.step)
-    distributed.on_first(lambda: _write_record(folder, config, source))
+    distributed.on_first(lambda: _write_record(folder, config, source, init))
     log = RunLog(folder, step) if distributed.is_first() else SilentLog()
     classes = sampling.grid_classes(config.dataset.num_classes)
     train_step, batches = _create_step(config, source, step)
@@ -157,6 +161,16 @@ def images_per_step(config: ml_collections.ConfigDict) -> int:
 
 
 # ---- Data and state. ---------------------------------------------------------------------------
+
+
+def _begin_with_another(
+    config: ml_collections.ConfigDict, fresh: TrainState, source: data.Source
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state that begins with the networks of the run `init.run`, and a record of these."""
+    begun = transfer.begin(config, fresh, source.class_names)
+    for title, line in zip(('begins with', ''), begun.lines, strict=False):
+        print(f'{title:<14} {line}')
+    return begun.state, begun.record
 
 
 def _open_checkpoints(
@@ -299,10 +313,17 @@ def _check_folder(folder: RunFolder) -> None:
 
 
 def _write_record(
-    folder: RunFolder, config: ml_collections.ConfigDict, source: data.Source
+    folder: RunFolder,
+    config: ml_collections.ConfigDict,
+    source: data.Source,
+    init: dict[str, Any] | None,
 ) -> None:
+    record = provenance.record(config) | {'data': data.identity(source)}
+    if config.init.run and init is None:  # resumed: the networks were taken over at the start
+        with contextlib.suppress(UserError):
+            init = folder.record().get('init')
     try:
-        folder.write_record(provenance.record(config) | {'data': data.identity(source)})
+        folder.write_record(record | ({'init': init} if init else {}))
     except OSError as error:
         raise folder.unwritable(error) from error
 

@@ -25,6 +25,7 @@ from jax import lax
 from sagan_jax import optimizers, spectral_norm
 from sagan_jax.game import Game, Metrics, create_game, discriminator_loss, generate, generator_loss
 from sagan_jax.models import Variables
+from sagan_jax.models.architectures import ARCHITECTURES, first_blocks
 from sagan_jax.state import TrainState
 from sagan_jax.streams import Stream, draw_noise, stream_key
 from sagan_jax.system import distributed
@@ -90,6 +91,7 @@ def update_discriminator(
 
     (g_stats, d_stats), metrics, grads = mean_gradients(game, loss, weights, stats, batch)
     (grads,) = pull_back(grads)
+    grads = without_frozen(game, grads)
     params, opt_state = state.discriminator['params'], state.discriminator_opt
     params, opt_state = optimizers.apply_gradients(
         game.config, game.discriminator_optimizer, state.step, grads, opt_state, params
@@ -164,6 +166,19 @@ def normalise(game: Game, variables: Variables) -> tuple[Variables, PullBack, Va
         return spectral_norm.normalise(params, variables['spectral_stats'], epsilon)
 
     return jax.vjp(weights, variables['params'], has_aux=True)
+
+
+def without_frozen(game: Game, grads: Variables) -> Variables:
+    """The discriminator's gradients, zero for its frozen blocks, which Adam then leaves alone."""
+    config, count = game.config, game.config.optimizer.frozen_discriminator_blocks
+    if not count:
+        return grads
+    arch = ARCHITECTURES[config.model.architecture][config.dataset.image_size]
+    frozen = first_blocks(arch, config.dataset.image_size, count)
+    return {
+        name: jax.tree.map(jnp.zeros_like, part) if name in frozen else part
+        for name, part in grads.items()
+    }
 
 
 def mean_gradients(

@@ -31,13 +31,14 @@ SAGAN_JAX = {
     'sampling': 'streams spectral_norm system models',
     'state': 'streams models optimizers',
     'published': 'configuration system models run state',
+    'transfer': 'spectral_norm models run state',
     'game': 'losses optimizers configuration system models',
     'train_step': 'streams spectral_norm optimizers system models state game',
     'evaluation': 'streams configuration system models data metrics run sampling state',
     'trained': 'configuration streams system images figures models metrics run sampling state '
     'evaluation',
     'viewing': 'system images figures data run sampling evaluation trained',
-    'opening': 'configuration system models data run sampling state train_step evaluation',
+    'opening': 'configuration system models data run sampling state transfer train_step evaluation',
     'train': 'configuration system images run sampling state evaluation viewing opening',
     'main': 'configuration system run evaluation trained viewing train',
     '__init__': 'trained',  # sagan_jax.load

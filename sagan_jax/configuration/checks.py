@@ -65,6 +65,7 @@ RANGES = {
     'optimizer.b2': MOMENTUM,
     'optimizer.epsilon': POSITIVE,
     'optimizer.decay_from': SHARE,
+    'optimizer.frozen_discriminator_blocks': NUMBER,
     'ema.decay': SHARE,
     'ema.start_step': NUMBER,
     'log_every': COUNT,
@@ -300,6 +301,13 @@ def _check_networks(config: ml_collections.ConfigDict) -> None:
     maps = generator_resolutions(arch), discriminator_resolutions(arch, image_size)
     if model.architecture == 'dcgan':
         maps = [], []
+    blocks = 0 if model.architecture == 'dcgan' else len(arch.discriminator)
+    frozen = config.optimizer.frozen_discriminator_blocks
+    if frozen > blocks:
+        raise UserError(
+            f'optimizer.frozen_discriminator_blocks={frozen} exceeds the {blocks} residual blocks '
+            f'of the discriminator: set it to {blocks} or less.'
+        )
     _check_attention('generator', model.generator_attention, maps[0])
     _check_attention('discriminator', model.discriminator_attention, maps[1])
     block = model.attention_query_block

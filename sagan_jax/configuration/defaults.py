@@ -87,6 +87,15 @@ def get_config() -> ml_collections.ConfigDict:
     # Fraction of num_train_steps after which both rates fall linearly to 0; 1: constant rates.
     optimizer.decay_from = 1.0
 
+    # Blocks of the discriminator, counted from the image, that are not updated (FreezeD, Mo et al.,
+    # 2020), with init.run.
+    optimizer.frozen_discriminator_blocks = 0
+
+    config.init = init = ml_collections.ConfigDict()
+    # The folder of a run whose networks this one begins with, on other images or classes; the
+    # command line has --init for it. None: new networks.
+    init.run = config_dict.placeholder(str)
+
     config.ema = ema = ml_collections.ConfigDict()
     ema.decay = 0.0  # of the averaged generator, which generates all samples; 0: no averaging
     ema.start_step = 0  # before this step the average is the generator itself

@@ -47,6 +47,12 @@ def generator_resolutions(arch: Architecture) -> list[int]:
     return [8 * 2**i for i in range(len(arch.generator) - 1)]
 
 
+def first_blocks(arch: Architecture, image_size: int, count: int) -> set[str]:
+    """The layers up to the discriminator's block `count`, and the attention that follows these."""
+    maps = discriminator_resolutions(arch, image_size)[:count]
+    return {f'block{n}' for n in range(1, count + 1)} | {f'attention{k}' for k in maps}
+
+
 def discriminator_resolutions(arch: Architecture, image_size: int) -> list[int]:
     """The output resolution of each of the discriminator's blocks, in order."""
     return [image_size // 2 ** min(i + 1, arch.downs) for i in range(len(arch.discriminator))]

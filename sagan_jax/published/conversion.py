@@ -182,6 +182,7 @@ def _read(paths: Sequence[Path], options: Options) -> _Read:
             discriminator = weights.read(project, tensors['discriminator'], bgr)
     taken = [chosen, *(['discriminator'] if discriminator else [])]
     left_out += [network for network in tensors if network not in taken]
+    left_out = list(dict.fromkeys(left_out))  # both files may hold an optimizer
     steps += [int(digits) for digits in re.findall(r'step=(\d{1,12})', name)]
     epsilon = epsilons[0] if epsilons else _usual_epsilon(project, generator)
     return _Read(project, generator, discriminator, max(steps, default=0), epsilon, left_out, taken)

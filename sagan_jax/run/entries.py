@@ -89,6 +89,7 @@ def wrong_facts(record: Mapping[str, Any], classes: int) -> list[str]:
         'version': isinstance(record.get('version', ''), str),
         'commit': isinstance(record.get('commit') or '', str),
         'versions': _is_table(record.get('versions', {})),
+        'init': _is_table(record.get('init', {})),
         'origin': 'origin' not in record or _is_origin(record['origin']),
         'numerics': _is_table(record.get('numerics', {})),
     }

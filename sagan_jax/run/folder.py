@@ -180,6 +180,14 @@ class RunFolder:
         numbers = [f'{number:0{width}}' for number in range(classes)]
         return tuple(record.get('data', {}).get('class_names', numbers))
 
+    def has_discriminator(self) -> bool:
+        """Whether there is one: a converted run may be of a generator alone.
+
+        Raises what `record` raises.
+        """
+        origin = self.record().get('origin')
+        return origin is None or 'discriminator' in origin['networks']
+
     def _complete(self, record: Any) -> ml_collections.ConfigDict:
         """A recorded configuration, with the defaults of keys that it lacks."""
         written = record.get('config') if isinstance(record, dict) else None

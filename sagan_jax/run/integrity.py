@@ -1,5 +1,6 @@
 """What a checkpoint says about itself: its arrays' checksums, its step and its configuration."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable
@@ -95,6 +96,14 @@ def check_arrays(path: Path, state: Any, checks: dict[str, Any]) -> None:
     for name, leaf in named_leaves(state).items():
         if _crc32(leaf) != checks[name][1]:
             raise DamagedError(f'The checkpoint {path} is damaged, {name} has changed{FIX}')
+
+
+def sha256(variables: Any) -> str:
+    """The SHA-256 of a tree of arrays and of their names."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(variables).items()):
+        digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def check_trained_here(run: RunFolder) -> None:
     if converted:
         raise UserError(
             f'The run in {run.path} was converted from published weights, and is not trained in '
-            'its own folder: choose another --workdir.'
+            f'its own folder: choose another --workdir, and give --init {run.path}.'
         )
 
 

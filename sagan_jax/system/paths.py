@@ -84,6 +84,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         ('dataset.source_dir', check_path),
         ('dataset.data_dir', check_data_path),
         ('evaluation.inception_weights', check_path),
+        ('init.run', check_data_path),
     ):
         section, _, name = key.partition('.')
         value = config.get(section, {}).get(name)

@@ -41,7 +41,12 @@ _MARKUP = ''.join(set(string.punctuation) - set("-,;.'()/+%="))  # which Markdow
 _MAX_NAMES = 20  # of classes, in the model card
 # Keys that describe the networks of a converted model.
 _OF_NETWORKS = ('model.', 'batch_norm.epsilon', 'dataset.image_size', 'dataset.num_classes')
-_PATHS = (('dataset', 'data_dir'), ('dataset', 'source_dir'), ('evaluation', 'inception_weights'))
+_PATHS = (
+    ('dataset', 'data_dir'),
+    ('dataset', 'source_dir'),
+    ('evaluation', 'inception_weights'),
+    ('init', 'run'),
+)
 
 
 def export(model: Model, workdir: Path, folder: Path) -> None:

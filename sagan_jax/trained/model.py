@@ -1,7 +1,6 @@
 """Loads a trained model, as `sagan_jax.load` returns it."""
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -267,8 +266,7 @@ def create_loader(
     run = RunFolder(Path(workdir))
     config, class_names = config or run.config(), run.class_names()
     checks.check(config)
-    origin = run.record().get('origin')
-    has_discriminator = origin is None or 'discriminator' in origin['networks']
+    origin, has_discriminator = run.record().get('origin'), run.has_discriminator()
     networks, freeze = models.create(config), sampling.create_freeze(config)
     programs = create_programs(config, *networks)
 
@@ -280,7 +278,7 @@ def create_loader(
                     config=config,
                     class_names=class_names,
                     step=step,
-                    sha256=_sha256(state.averaged),
+                    sha256=integrity.sha256(state.averaged),
                     generator=freeze(state.averaged),
                     discriminator=state.discriminator if has_discriminator else None,
                     origin=origin,
@@ -329,10 +327,3 @@ def _square(row: np.ndarray) -> np.ndarray:
 def _check_count(n: int) -> None:
     if n < 1:
         raise UserError(f'Cannot draw {n} images: choose at least 1.')
-
-
-def _sha256(variables: Variables) -> str:
-    digest = hashlib.sha256()
-    for name, leaf in sorted(integrity.named_leaves(variables).items()):
-        digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()

@@ -20,6 +20,7 @@ FREE_TEXT = {
     'dataset.source_dir',
     'distributed.coordinator',
     'evaluation.inception_weights',
+    'init.run',
 }
 
 
@@ -93,6 +94,7 @@ def test_every_choice_of_networks_exists(key):
             'takes no attention: set --config.model.generator_attention',
         ),
         ({'dataset__num_classes': 0}, 'model.conditioning=projection needs classes'),
+        ({'optimizer__frozen_discriminator_blocks': 5}, '=5 exceeds the 4 residual blocks'),
         (
             {'batch_norm__class_tables': 'drawn', 'model__conditioning': 'none'},
             'without classes has no class tables',
