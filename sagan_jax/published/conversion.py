@@ -19,6 +19,7 @@ from sagan_jax.models import Variables
 from sagan_jax.published import official_files, projects, pth, settings, weights
 from sagan_jax.published.projects import Project, Tensors
 from sagan_jax.published.weights import Found
+from sagan_jax.system.untrusted import open_file
 
 
 class Options(NamedTuple):
@@ -130,11 +131,11 @@ def _convert_pytorch(
 def _describe(path: Path) -> dict[str, Any]:
     """A file's name, size and SHA-256; warns if the name carries another checksum."""
     try:
-        with path.open('rb') as file:
-            sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-        size = path.stat().st_size
+        with open_file(path) as file:
+            sha256 = hashlib.file_digest(file, 'sha256').hexdigest()  # type: ignore[arg-type]
+            size = file.tell()
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror}): check the path.') from error
+        raise UserError(f'{path} cannot be read ({error.strerror}): check it.') from error
     named = name_checksum(path.name)
     if named and not sha256.startswith(named):
         print(f'warning        {path.name} has the SHA-256 {sha256[:8]}…, and not that of its name')

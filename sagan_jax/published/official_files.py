@@ -68,9 +68,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                 array = np.lib.format.read_array(content, allow_pickle=False)
                 found[info.filename.removesuffix('.npy')] = array
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        reason = ascii(f'{error}'[:200])[1:-1]
         raise UserError(
-            f'{path} is not a file of np.savez that can be read here ({reason}): write it again.'
+            f'{path} is not a file of np.savez that can be read here ({error!s:.200}): write it '
+            'again.'
         ) from error
     return found
 

@@ -95,10 +95,14 @@ def find_networks(content: Any) -> tuple[Project, dict[str, Tensors], list[str]]
         found = {name: _kind(project, keys) for name, keys in networks.items()}
         if any(found.values()):
             if missing := [name for name in networks if not found[name]]:
-                raise UserError(f'Nothing is known of {next(iter(networks[missing[0]]))}.')
+                key = next(iter(networks[missing[0]]))
+                raise UserError(
+                    f'{key:.100} is of no network of {project.name} that is known here: this file '
+                    'cannot be converted.'
+                )
             named = {name or found[name]: keys for name, keys in networks.items()}
             return project, named, [str(key) for key in others]
-    shown = ', '.join(ascii(key)[1:-1] for key in list(tensors)[:3]) or 'no tensors'
+    shown = ', '.join(f'{key:.60}' for key in list(tensors)[:3]) or 'no tensors'
     raise UserError(
         f'These are not the weights of a SAGAN of {", ".join(p.name for p in PROJECTS)} ({shown}): '
         'give a file of one of these projects.'
@@ -128,8 +132,8 @@ def modules_of(tensors: Tensors) -> dict[str, tuple[str, Tensors]]:
     matches = {module: _match(module) for module in grouped}
     if unknown := [module for module, found in matches.items() if not found]:
         raise UserError(
-            f'{unknown[0]} is not a layer of a SAGAN as these projects publish it: this is another '
-            'architecture, which cannot be converted.'
+            f'{unknown[0]:.100} is not a layer of a SAGAN as these projects publish it: this is '
+            'another architecture, which cannot be converted.'
         )
     addresses = [match.groups()[0] for match, _ in filter(None, matches.values()) if match.groups()]
     names = _block_names(addresses, grouped)

@@ -21,6 +21,7 @@ import numpy as np
 from sagan_jax.errors import UserError
 from sagan_jax.published import pickles
 from sagan_jax.published.pickles import Unknown
+from sagan_jax.system.untrusted import open_file
 
 MAX_PICKLE = 2**24  # bytes of what is not tensors; a checkpoint with its configuration has 2**20
 _MAX_AXES = 8
@@ -107,7 +108,7 @@ def opened(path: Path) -> Iterator[Any]:
         hold. `Tensor.array` raises it too.
     """
     with _explained(path):
-        file = _Limited(io.FileIO(path))
+        file = _Limited(open_file(path).detach())  # type: ignore[attr-defined]
     with file:
         with _explained(path):
             read = _read_zip if file.peek(4)[:4] == b'PK\x03\x04' else _read_legacy
@@ -123,10 +124,9 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror or error}): check it.') from error
     except (*_DAMAGED, RuntimeError) as error:  # a RuntimeError for an encrypted archive
-        reason = ascii(f'{error}'[:200])[1:-1]
         raise UserError(
-            f'{path} is not a file of torch.save that can be read here ({reason}): give a .pth '
-            'file, or download it again.'
+            f'{path} is not a file of torch.save that can be read here ({error!s:.200}): give a '
+            '.pth file, or download it again.'
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The reader of files of `torch.save`: right values, and nothing else from hostile files."""
 
 import json
+import os
 import resource
 import struct
 import sys
@@ -346,7 +347,8 @@ def test_other_files_are_refused(tmp_path, content, reason):
 
 
 def test_missing_files_folders_and_big_endian_numbers_are_refused(tmp_path):
-    for path in (tmp_path / 'x.pth', tmp_path):
+    os.mkfifo(tmp_path / 'pipe')  # nobody writes to it
+    for path in (tmp_path / 'x.pth', tmp_path, tmp_path / 'pipe'):
         with pytest.raises(UserError, match='cannot be read'):
             read(path)
     path = tmp_path / 'y.pth'
