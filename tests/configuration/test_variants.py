@@ -180,6 +180,7 @@ RECIPES = {
         'optimizer.b2': 0.999,
         'optimizer.epsilon': 1e-8,
         'optimizer.decay_from': 1.0,  # lr_config = None
+        'optimizer.frozen_discriminator_blocks': 0,
         'ema.decay': 0.0,  # sample_model orig
     },
     'imagenet128': {
@@ -218,6 +219,7 @@ RECIPES = {
         'optimizer.b2': 0.999,
         'optimizer.epsilon': 1e-8,
         'optimizer.decay_from': 1.0,
+        'optimizer.frozen_discriminator_blocks': 0,
         'ema.decay': 0.999,  # momentum of ExponentialMovingAverageHook
         'ema.start_step': 2000,  # its start_iter
     },
