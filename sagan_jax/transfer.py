@@ -38,7 +38,7 @@ class Begun(NamedTuple):
     """The beginning of a run with the networks of another one.
 
     Attributes:
-      state: at step 0.
+      state: at step 0, arrays of the host.
       record: where the networks come from, JSON values.
       lines: what was taken over and what is new, for people.
     """
@@ -84,7 +84,8 @@ def begin(
         generator=generator, discriminator=discriminator, ema_params=generator['params']
     )
     record = {'step': step, 'generator_sha256': integrity.sha256(state.averaged)}
-    return Begun(begun, record, lines)
+    # Arrays of the host, each its own, as a restored state has them: the step donates its state.
+    return Begun(jax.tree.map(np.array, begun), record, lines)
 
 
 def _check_networks(

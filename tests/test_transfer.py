@@ -50,6 +50,8 @@ def test_the_same_classes_give_the_same_images(trained_workdir):
     found = images(config, begun.state.generator, [0, 1, 2])
     np.testing.assert_allclose(found, images(other, state.averaged, [0, 1, 2]), atol=1e-4)
     chex.assert_trees_all_equal(begun.state.ema_params, begun.state.generator['params'])
+    leaves = jax.tree.leaves(begun.state)
+    assert len({leaf.__array_interface__['data'][0] for leaf in leaves}) == len(leaves)
     assert begun.state.step == 0
     assert len(begun.lines) == 1
     assert begun.record['step'] == 7
