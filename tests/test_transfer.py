@@ -12,7 +12,8 @@ from sagan_jax.errors import UserError
 from sagan_jax.published import conversion, writing
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.state import create_state, state_shapes
+from sagan_jax.state import state_shapes
+from sagan_jax.system.replicas import replicate
 from sagan_jax.train import train
 from sagan_jax.train_step import create_train_step
 from tests import tiny
@@ -22,10 +23,13 @@ NAMES = ['class0', 'class1', 'class2']  # those of `trained_workdir`
 
 
 def begin(workdir, names=NAMES, **overrides):
-    """The configuration, and its run's beginning; what is new is 1 everywhere."""
+    """The configuration, and its run's beginning; what is new is 1, and 0 in the optimizers."""
     config = tiny.config(init__run=str(workdir), **overrides)
-    fresh = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), state_shapes(config))
-    return config, transfer.begin(config, fresh._replace(step=jnp.int32(0)), names)
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), state_shapes(config))
+    optimizers = ('generator_opt', 'discriminator_opt')
+    zeros = {name: jax.tree.map(jnp.zeros_like, getattr(ones, name)) for name in optimizers}
+    fresh = ones._replace(step=jnp.int32(0), restarts=jnp.int32(0), **zeros)
+    return config, transfer.begin(config, fresh, names)
 
 
 def state_of(workdir):
@@ -68,7 +72,7 @@ def test_other_classes_begin_at_the_mean_of_those_before(trained_workdir):
     assert embedding.shape[0] == 5
     assert np.ptp(embedding, axis=0).max() == 0
     for network in ('generator_opt', 'discriminator_opt'):
-        assert all((leaf == 1).all() for leaf in jax.tree.leaves(getattr(begun.state, network)))
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(getattr(begun.state, network)))
     assert any('new' in line and 'classes' in line for line in begun.lines)
 
 
@@ -86,15 +90,16 @@ def test_other_networks_and_missing_runs_are_refused(trained_workdir, tmp_path):
         begin(tmp_path)
 
 
-def test_frozen_blocks_stay_as_they_are():
-    config = tiny.config(optimizer__frozen_discriminator_blocks=2)
-    before = jax.tree.map(np.asarray, create_state(config))
-    step = create_train_step(config, jax.devices()[:1])
-    after, _ = step(create_state(config), *tiny.batch(config))
-    params = before.discriminator['params'], after.discriminator['params']
-    for name in params[0]:
+def test_frozen_blocks_stay_as_they_are(trained_workdir):
+    config, begun = begin(trained_workdir, optimizer__frozen_discriminator_blocks=2)
+    before = jax.tree.map(np.copy, begun.state.discriminator['params'])
+    devices = jax.devices()[:1]
+    step = create_train_step(config, devices)
+    state, _ = step(replicate(begun.state, devices), *tiny.batch(config))
+    after = state.discriminator['params']
+    for name in before:
         frozen = name in ('block1', 'block2', 'attention16', 'attention8')
-        equal = all(jax.tree.leaves(jax.tree.map(np.array_equal, params[0][name], params[1][name])))
+        equal = all(jax.tree.leaves(jax.tree.map(np.array_equal, before[name], after[name])))
         assert equal == frozen, name
 
 
