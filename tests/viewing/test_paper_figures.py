@@ -74,7 +74,10 @@ def test_several_checkpoints_are_refused(run):
 
 @pytest.mark.parametrize(
     'overrides',
-    [{'model__generator_attention': ()}, {'model__attention_block': 'residual'}],
+    [
+        {'model__generator_attention': (), 'model__discriminator_attention': ()},
+        {'model__attention_block': 'residual'},
+    ],
 )
 def test_networks_without_attention(folder, tmp_path, overrides):
     config = tiny.folder_config(folder, **overrides)
