@@ -14,7 +14,7 @@ from sagan_jax.configuration import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults.get_config()
-    config.num_train_steps = 4000
+    config.num_train_steps = 3000
     config.batch_size = 32
     config.discriminator_steps = 1
     config.mismatch_weight = 1.0
@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.architecture = 'pyramid'
     config.model.generator_width = 12
     config.model.discriminator_width = 20
-    config.model.z_dim = 64
+    config.model.z_dim = 8  # an image has six independent properties beside its class
     config.model.generator_attention = (16,)
     config.model.discriminator_attention = (8,)
 
