@@ -102,7 +102,10 @@ def said(process):
 
 
 def content(run):
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.path.iterdir()}
+    return {
+        path: (path.read_bytes(), path != run.lock and path.stat().st_mtime_ns)
+        for path in run.path.iterdir()
+    }
 
 
 def foreign(run, **changes):
