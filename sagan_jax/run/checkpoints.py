@@ -143,13 +143,17 @@ def finish(
 
 @contextlib.contextmanager
 def closing(managers: list[ocp.CheckpointManager | None]) -> Iterator[None]:
-    """Closes the managers at the end of the block, after their pending writes."""
+    """Closes the managers at the end of the block, after their pending writes.
+
+    Removes what a save has left that failed, since its other threads may have written on.
+    """
     try:
         yield
     finally:
         for manager in filter(None, managers):
             with _giving_up(manager):
                 manager.close()
+            _remove_remains(manager.directory)
 
 
 @contextlib.contextmanager

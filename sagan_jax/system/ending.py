@@ -78,6 +78,9 @@ def _report(
         return
     sentence, status = found
     _say(f'error: {sentence}')
+    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
+    if not all(thread.daemon for thread in others):
+        os._exit(status)  # Orbax's threads of a failed save would wait for minutes
     sys.exit(status)
 
 

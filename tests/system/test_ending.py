@@ -80,6 +80,17 @@ def ended(body, **options):
     return process.returncode, output, errors
 
 
+def test_an_error_does_not_wait_for_threads():
+    """Those of a failed save wait for ten minutes."""
+    body = """
+import threading, time
+from sagan_jax.errors import UserError
+threading.Thread(target=time.sleep, args=(600,)).start()
+raise UserError('Nothing works.')
+"""
+    assert ended(body) == (2, '', 'error: Nothing works.\n')
+
+
 @pytest.mark.parametrize('number', LINES)
 def test_a_signal_cleans_up_and_ends_in_one_line(number, tmp_path):
     body = f"""
