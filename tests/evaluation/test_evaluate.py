@@ -255,12 +255,12 @@ def test_a_better_score_is_the_best(tmp_path):
     for best, worse, better in (('fid', 3, 1), ('is', 1, 3)):
         config.evaluation.best = best
         name = protocol.row_name(best, 40, 'train', in_domain=True)
-        evaluate.write(RunFolder(tmp_path), 2, [{'name': name, 'value': 2}])
-        assert evaluate.is_best(config, RunFolder(tmp_path), [{'name': name, 'value': better}], 2)
-        assert not evaluate.is_best(
-            config, RunFolder(tmp_path), [{'name': name, 'value': worse}], 2
-        )
-        assert evaluate.is_best(config, RunFolder(tmp_path), [{'name': name, 'value': worse}], None)
+        counts = {'step': 2, 'num_fake': 40, 'num_real': 40}
+        row = {'name': name, 'value': 2, 'data': 'shapes', 'split': 'train'} | counts
+        evaluate.write(RunFolder(tmp_path), 2, [row])
+        assert evaluate.is_best(config, RunFolder(tmp_path), [row | {'value': better}], 2)
+        assert not evaluate.is_best(config, RunFolder(tmp_path), [row | {'value': worse}], 2)
+        assert evaluate.is_best(config, RunFolder(tmp_path), [row | {'value': worse}], None)
 
 
 def test_checkpoints_are_chosen_by_name_or_step(run, capsys):
@@ -320,14 +320,6 @@ def test_intra_fid_of_a_class_with_one_image_is_refused_before_drawing(classes):
     with pytest.raises(UserError, match=message) as error:
         evaluator._check_classes(source, np.array([0, 0, 1]))
     assert ('and others' in str(error.value)) == (classes > 10)
-
-
-def test_damaged_scores_are_reported(tmp_path):
-    assert RunFolder(tmp_path).scores(7) == []
-    path = evaluate.write(RunFolder(tmp_path), 7, [])
-    path.write_text('[{"name": "fid')
-    with pytest.raises(UserError, match=r'000007.json cannot be read: remove the file'):
-        RunFolder(tmp_path).scores(7)
 
 
 def test_a_failed_evaluation_changes_no_scores(run, monkeypatch):
