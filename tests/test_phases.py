@@ -281,4 +281,5 @@ def describe(place):
         files = [path for path in place.root.glob(f'{name}/*') if path.name[0] != '.']
         found += [f'{len(files)} files in {name}'] if files else []
     half = [p for p in place.root.rglob('*') if p.name.startswith('.sagan_jax-') or 'tmp' in p.name]
-    return '; '.join([*found, *(['half-written files'] if half else [])])
+    names = ', '.join(sorted(str(path.relative_to(place.root)) for path in half))
+    return '; '.join([*found, *([f'half-written: {names}'] if half else [])])

@@ -178,8 +178,13 @@ def _give_up(manager: ocp.CheckpointManager, error: Exception) -> None:
 def _remove_remains(folder: Path) -> None:
     """Removes incomplete checkpoints of steps, left by a killed process or a failed save."""
     for remains in folder.glob('*.orbax-checkpoint-tmp'):
-        if remains.stem.isdecimal():  # others may have copied one aside
+        if not remains.stem.isdecimal():
+            continue  # somebody may have copied one aside
+        for _ in range(3):
             shutil.rmtree(remains, ignore_errors=True)
+            if not remains.exists():
+                break
+            time.sleep(0.1)  # a thread of the failed save writes on
 
 
 def restore_newest(
