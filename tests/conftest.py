@@ -1,6 +1,7 @@
 """Eight virtual devices for every test, and one compilation cache for the tests' processes."""
 
 import os
+import signal
 import tempfile
 
 import jaxlib
@@ -16,6 +17,14 @@ os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
 if jaxlib.version.__version_info__ < (0, 11):  # half the time; later ones may not know it
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '1'
+
+# Programs leave signals ignored that were ignored when they started, as under nohup.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope='module', autouse=True)

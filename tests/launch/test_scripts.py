@@ -12,14 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def in_the_foreground():
-    """Restores SIGINT, which tests in the background ignore and their processes inherit."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
 def programs(tmp_path):
     """Writes programs of bash lines that come first on PATH."""
