@@ -306,7 +306,8 @@ def test_an_owner_touches_its_record(run, monkeypatch):
 # ---- Damaged records, and folders without a run. -----------------------------------------------
 
 
-FIELDS = lock.Record._fields
+OPTIONAL = tuple(lock.Record._field_defaults)
+REQUIRED = [name for name in lock.Record._fields if name not in OPTIONAL]
 VALUE = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(lock._machine())
 
 
@@ -315,7 +316,7 @@ VALUE = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.jus
     st.binary(max_size=60)
     | VALUE.map(lambda value: json.dumps([value]).encode())
     | st.fixed_dictionaries(
-        dict.fromkeys(FIELDS[:-1], VALUE), optional={'released': VALUE, 'extra': VALUE}
+        dict.fromkeys(REQUIRED, VALUE), optional=dict.fromkeys((*OPTIONAL, 'extra'), VALUE)
     ).map(lambda record: json.dumps(record).encode())
 )
 def test_a_damaged_record_keeps_nobody_out(run, monkeypatch, written):
@@ -389,7 +390,7 @@ def test_sampling_is_refused_in_the_folder_but_not_elsewhere(run, mode, tmp_path
     assert inside.returncode == 2
     assert f'in use by process {os.getpid()} on' in inside.stderr
     assert inside.stderr.endswith('wait, end it, or choose an --output elsewhere.\n')
-    assert 'There is no run' in outside.stderr  # it came to reading the run
+    assert 'config.json, cannot be used' in outside.stderr  # it came to reading the run
 
 
 def test_a_sweep_waits_for_a_run_that_others_started(tmp_path):

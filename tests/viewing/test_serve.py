@@ -171,7 +171,7 @@ def test_a_run_replaced_at_the_same_step_is_noticed(trained_workdir, tmp_path):
     assert [image['class'] for image in third['images']] == names
     (workdir / 'config.json').unlink()
     gone = answer(Request('/samples?n=3'))
-    assert (gone.status, b'There is no run in' in gone.body) == (400, True)
+    assert (gone.status, b'config.json, cannot be used' in gone.body) == (400, True)
 
 
 def odd_names(folder):

@@ -23,7 +23,8 @@ def scramble(state, name):
 
 
 def row(name, num_fake, value, **rest):
-    return {'name': name, 'value': value, 'num_fake': num_fake, 'data': 'none', **rest}
+    counts = {'step': STEPS, 'num_fake': num_fake, 'num_real': num_fake}
+    return {'name': name, 'value': value, 'data': 'none', 'split': 'train'} | counts | rest
 
 
 def train(name, folder):
@@ -93,7 +94,8 @@ if __name__ == '__main__':
         {'train': train, 'evaluate': evaluate}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
     else:
         from launch.sweep import __main__ as sweep
-        from sagan_jax.system import command_line
+        from sagan_jax.system import command_line, ending
 
+        ending.prepare()
         sweep.create_command = lambda file, overrides: command
         command_line.run(sweep.main, sweep.CONFIG)
