@@ -31,9 +31,9 @@ LOST = failures.RETRY  # exit status of a process that lost the others
 TIMEOUT = 60  # seconds without a heartbeat after which a process is considered lost
 _PATIENCE = 3  # seconds in which the other processes may report the same error
 # The start of error messages of JAX's runtime, some of which are raised as ValueError.
-T = TypeVar('T')
-
 _STATUS = re.compile('[A-Z_]{5,}: ')
+
+T = TypeVar('T')
 
 
 @contextmanager
@@ -59,9 +59,10 @@ def joined(config: ml_collections.ConfigDict) -> Iterator[None]:
     except UserError as error:
         _leave(f'error: {error}', error.status)
     except Exception as error:
-        if found := failures.explain(error):
+        found, is_of_runtime = failures.explain(error), _STATUS.match(str(error))
+        if found and not (is_of_runtime and found[1] == LOST):
             _leave(f'error: {found[0]}', found[1])
-        if not _STATUS.match(str(error)):
+        if not is_of_runtime:
             _leave(traceback.format_exc(), 1)
         _leave(
             f'error: Process {jax.process_index()} cannot continue, probably because another one '
