@@ -19,11 +19,8 @@ from typing import Any, NamedTuple
 from launch.sweep import paper, results, runs
 from launch.sweep.results import Column, Result
 from launch.sweep.runs import Record
-from sagan_jax.errors import UserError
 from sagan_jax.evaluation.protocol import LOW_IS_GOOD
-from sagan_jax.system.files import atomic_path
 from sagan_jax.system.paths import check_path
-from sagan_jax.system.untrusted import reason
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart
 from sagan_jax.viewing.page import Figure
@@ -71,15 +68,8 @@ def write(workdir: Path) -> list[Path]:
     values = _values(record, variants)
     paths = []
     for template in ('sweep.md', 'sweep.html'):
-        path, text = (workdir / template).with_stem('report'), page.render(template, **values)
-        try:
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding='utf-8')
-        except OSError as error:
-            raise UserError(
-                f'The report {path} cannot be written ({reason(error)}): free disk space, and '
-                'remove what is in its place.'
-            ) from error
+        path = (workdir / template).with_stem('report')
+        page.write(path, page.render(template, **values))
         paths.append(path)
     return paths
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sagan_jax.errors import UserError
 from sagan_jax.images import UnreadableImage, read
+from sagan_jax.system.files import atomic_path
 from sagan_jax.system.untrusted import reason, warn_once
 
 IMAGE_WIDTH = 664  # a grid with ten columns of 64×64
@@ -74,6 +75,22 @@ def _source(*names: str) -> str:
 
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a report.
+
+    Raises:
+      UserError: when it cannot be written.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise UserError(
+            f'The report {path} cannot be written ({reason(error)}): free disk space, and remove '
+            'what is in its place.'
+        ) from error
 
 
 # ---- Images. -----------------------------------------------------------------------------------

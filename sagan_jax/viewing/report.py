@@ -16,8 +16,6 @@ from sagan_jax.evaluation.protocol import identity
 from sagan_jax.images import read
 from sagan_jax.run.entries import Row
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.system.files import atomic_path
-from sagan_jax.system.untrusted import reason
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart, Curve, Points
 from sagan_jax.viewing.page import Figure
@@ -46,15 +44,7 @@ def write(workdir: Path) -> None:
     Raises:
       UserError: when there is no run, or the file cannot be written.
     """
-    path, text = RunFolder(workdir).report, html(workdir)
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding='utf-8')
-    except OSError as error:
-        raise UserError(
-            f'The report {path} cannot be written ({reason(error)}): free disk space, and remove '
-            'what is in its place.'
-        ) from error
+    page.write(RunFolder(workdir).report, html(workdir))
 
 
 def html(workdir: Path, served: bool = False) -> str:
