@@ -1,8 +1,6 @@
 import hashlib
-import http.server
 import io
 import tarfile
-import threading
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_INT32
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import inception_weights
+from tests import file_server
 
 WEIGHTS = {
     'conv/conv2d_params': np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4) / 7,
@@ -198,30 +197,11 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch, by_environment):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """Serves one file with `status`; announces `cut` more bytes than it sends."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            httpd.requests += 1
-            self.send_response(httpd.status)
-            self.send_header('Content-Length', str(len(httpd.content)))
-            self.end_headers()
-            self.wfile.write(httpd.content[: len(httpd.content) - httpd.cut])
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
-        httpd.content, httpd.cut, httpd.status, httpd.requests = b'weights' * 100_000, 0, 200, 0
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with file_server.serving(b'weights' * 100_000) as server:
         monkeypatch.delenv('SAGAN_JAX_INCEPTION', raising=False)
         monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-        url = f'http://127.0.0.1:{httpd.server_port}/inception-2015-12-05.tgz'
-        monkeypatch.setattr(inception_weights, 'URL', url)
-        yield httpd
-        httpd.shutdown()
-        thread.join()
+        monkeypatch.setattr(inception_weights, 'URL', f'{server.url}inception-2015-12-05.tgz')
+        yield server
 
 
 def names(folder):
@@ -240,7 +220,7 @@ def test_weights_are_downloaded_once_and_their_checksum_recorded(server, tmp_pat
     assert recorded == f'{hashlib.sha256(server.content).hexdigest()}  {FILES[0]}\n'
     assert '700k/700k' in capsys.readouterr().err  # the progress
     assert inception_weights.find() == path
-    assert server.requests == 1
+    assert len(server.requests) == 1
 
 
 def test_changed_weights_in_the_cache_are_refused(server):
@@ -257,7 +237,7 @@ def test_weights_that_the_user_put_into_the_cache_are_recorded(server, tmp_path)
     path.parent.mkdir()
     path.write_bytes(b'by hand')
     assert inception_weights.find() == path
-    assert server.requests == 0
+    assert len(server.requests) == 0
     path.write_bytes(b'by foot')
     with pytest.raises(UserError, match='delete both files'):
         inception_weights.find()

@@ -1,14 +1,13 @@
 """Published files are downloaded by name, and checked by the checksum that their name carries."""
 
 import hashlib
-import http.server
-import threading
 
 import pytest
 
 from sagan_jax.errors import UserError
 from sagan_jax.published import conversion, known
 from sagan_jax.published.known import Known
+from tests import file_server
 
 CONTENT = b'weights' * 100_000
 CHECKSUM = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -16,29 +15,11 @@ CHECKSUM = hashlib.sha256(CONTENT).hexdigest()[:8]
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """Serves `content` under every name, `cut` bytes short of what it announces."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            httpd.requests.append(self.path)
-            self.send_response(200)
-            self.send_header('Content-Length', str(len(httpd.content)))
-            self.end_headers()
-            self.wfile.write(httpd.content[: len(httpd.content) - httpd.cut])
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
-        httpd.content, httpd.cut, httpd.requests = CONTENT, 0, []
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with file_server.serving(CONTENT) as server:
         monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-        monkeypatch.setattr(known, 'PREFIX', f'http://127.0.0.1:{httpd.server_port}/')
+        monkeypatch.setattr(known, 'PREFIX', server.url)
         monkeypatch.setattr(known, 'FILES', {'small': Known(f'small-{CHECKSUM}.pth', 9.0, 10.0)})
-        yield httpd
-        httpd.shutdown()
-        thread.join()
+        yield server
 
 
 def test_a_known_file_is_downloaded_once_with_progress(server, tmp_path, capsys):
