@@ -57,6 +57,8 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
     try:
         return ocp.CheckpointManager(folder.absolute(), options=options)
     except Exception as error:  # what Orbax raises on a damaged file depends on the file
+        if failures.explain(error):  # a full disk is no damage
+            raise
         raise UserError(
             f'The checkpoints in {folder} cannot be opened ({untrusted.reason(error)}): move '
             'damaged ones out of the folder, or choose another --workdir.'

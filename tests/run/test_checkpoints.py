@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import resource
 import shutil
 
@@ -279,3 +280,12 @@ def test_a_save_at_once_is_on_disk_or_says_that_it_is_not(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
     assert checkpoints.save_at_once(manager, 3, at(3), CONFIG)
     assert {path.name for path in tmp_path.iterdir()} == {'3'}
+
+
+def test_a_full_disk_is_no_damage_of_the_folder(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints.ocp, 'CheckpointManager', full)
+    with pytest.raises(OSError, match='No space left on device'):
+        checkpoints.open_manager(tmp_path, keep=1)
