@@ -34,6 +34,13 @@ STATE = {'kernel': np.arange(60, dtype=np.float32), 'step': np.int32(7)}
 EXIT = {'mode': 'evaluate', 'status': 0, 'error': ''}
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """A damaged lock may name another machine, for whose sign a process waits."""
+    monkeypatch.setattr(lock, 'PATIENCE', 0.02)
+    monkeypatch.setattr(lock, '_POLL', 0.01)
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """The workdir of a sweep with one run that has every file a run can have."""
