@@ -54,11 +54,16 @@ def non_saturating_generator(fake_logits: jax.Array) -> jax.Array:
 
 
 def mode_seeking(images: jax.Array, z: jax.Array) -> jax.Array:
-    """E[|z₁ - z₂| / (|G(z₁) - G(z₂)| + ε)], small if different z give different images.
+    """E[|z₁ - z₂| / (d(G(z₁), G(z₂)) + ε)], small if different z give different images.
 
-    Mode seeking (Mao et al. 2019). Distances are means of absolute differences. ε is 0.01, so that
-    equal images have a finite gradient. The authors' code divides the means over a batch; here the
-    ratio is taken for each pair, so that it does not depend on how devices share a batch.
+    Mode seeking (Mao et al. 2019). |z₁ - z₂| is a mean of absolute differences, and ε is 0.01, so
+    that equal images have a finite gradient. Two departures from the authors' code:
+
+    - d is the mean absolute difference of the pixels plus that of the mean colours. The authors have
+      the pixels alone. Those of small objects in different places differ as much whether or not the
+      objects have one colour.
+    - The ratio is taken for each pair, not of means over the batch, so that it does not depend on
+      how devices share a batch.
 
     Args:
       images: float32 [B, H, W, 3] in [-1, 1], B even; neighbours in the batch are pairs.
@@ -72,7 +77,8 @@ def mode_seeking(images: jax.Array, z: jax.Array) -> jax.Array:
         pairs = values.reshape(len(values) // 2, 2, -1)
         return jnp.abs(pairs[:, 0] - pairs[:, 1]).mean(-1)
 
-    return (distance(z) / (distance(images) + 0.01)).mean()
+    far = distance(images) + distance(images.mean((1, 2)))
+    return (distance(z) / (far + 0.01)).mean()
 
 
 def classification(class_logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -45,10 +45,11 @@ def test_mode_seeking():
     images = rng.uniform(-1, 1, (6, 4, 4, 3)).astype(np.float32)
     images[3] = images[2]  # a pair of equal images
     z = rng.normal(size=(6, 5)).astype(np.float32)
-    ratios = [
-        np.abs(z[i] - z[i + 1]).mean() / (np.abs(images[i] - images[i + 1]).mean() + 0.01)
-        for i in (0, 2, 4)
-    ]
+    ratios = []
+    for i in (0, 2, 4):
+        difference = images[i].astype(float) - images[i + 1]
+        far = np.abs(difference).mean() + np.abs(difference.mean((0, 1))).mean()
+        ratios.append(np.abs(z[i] - z[i + 1]).mean() / (far + 0.01))
     np.testing.assert_allclose(losses.mode_seeking(images, z), np.mean(ratios), rtol=1e-5)
     gradient = jax.grad(losses.mode_seeking)(images, z)
     assert np.isfinite(gradient).all()
@@ -57,6 +58,17 @@ def test_mode_seeking():
     for i in (0, 4):
         before, after = (np.abs(x[i] - x[i + 1]).mean() for x in (images, apart))
         assert after > before
+
+
+def test_mode_seeking_sees_the_colour_of_small_objects():
+    """The pixels of two objects that do not overlap differ as much if their colours are equal."""
+    z = np.array([[-1.0], [1.0]], np.float32)
+    one, other = np.zeros((2, 8, 8, 3), np.float32)
+    one[1, :] = 1, -1, -1
+    other[6, :] = 1, -1, -1
+    same = losses.mode_seeking(np.stack([one, other]), z)
+    other[6, :] = -1, 1, 1
+    assert losses.mode_seeking(np.stack([one, other]), z) < 0.6 * same
 
 
 def test_classification():

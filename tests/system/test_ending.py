@@ -169,6 +169,10 @@ os._exit(7)
         status, _, errors = ended("print('result')", stdout=full)
     assert status == 2
     assert errors.startswith('error: The output cannot be written (')
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, 'w') as pipe:  # as `| head` does
+        assert ended("print('result')", stdout=pipe)[::2] == (128 + signal.SIGPIPE, '')
 
 
 def hang_up(command, is_ready):
