@@ -34,7 +34,8 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
       keep: the number of newest checkpoints to keep; None to open the folder for reading.
 
     Raises:
-      UserError: if there is something else in the folder's place, or Orbax cannot open it.
+      UserError: if there is something else in the folder's place or what is no file in it, which
+        a reader would wait for, or if Orbax cannot open it.
     """
     if keep:
         try:
@@ -54,6 +55,9 @@ def open_manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager
         if jax.process_count() > 1
         else ocp.options.MultiprocessingOptions(),
     )
+    for path in folder.rglob('*'):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f'{path} is a pipe, a socket or a device: move it out of the folder.')
     try:
         return ocp.CheckpointManager(folder.absolute(), options=options)
     except Exception as error:  # what Orbax raises on a damaged file depends on the file

@@ -282,6 +282,15 @@ def test_a_save_at_once_is_on_disk_or_says_that_it_is_not(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {'3'}
 
 
+@pytest.mark.parametrize('keep', [None, 1])
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(tmp_path, keep):
+    pipe = tmp_path / '3' / 'state' / 'manifest.ocdbt'
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=f'{pipe} is a pipe, a socket or a device'):
+        checkpoints.open_manager(tmp_path, keep)
+
+
 def test_a_full_disk_is_no_damage_of_the_folder(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
