@@ -59,9 +59,9 @@ def mode_seeking(images: jax.Array, z: jax.Array) -> jax.Array:
     Mode seeking (Mao et al. 2019). |z₁ - z₂| is a mean of absolute differences, and ε is 0.01, so
     that equal images have a finite gradient. Two departures from the authors' code:
 
-    - d is the mean absolute difference of the pixels plus that of the mean colours. The authors have
-      the pixels alone. Those of small objects in different places differ as much whether or not the
-      objects have one colour.
+    - d is the mean absolute difference of the pixels plus that of the mean colours. The authors
+      have the pixels alone, which differ as much for two small objects in different places whether
+      or not their colours are equal.
     - The ratio is taken for each pair, not of means over the batch, so that it does not depend on
       how devices share a batch.
 
