@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sagan_jax.models.layers import Conv, max_pool
+from sagan_jax.models.layers import Conv
+from sagan_jax.models.resampling import max_pool
 
 
 class SelfAttention(nn.Module):

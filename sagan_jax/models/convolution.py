@@ -1,10 +1,10 @@
-"""Convolutions that are fast on a CPU too.
+"""Convolutions in the form that each platform computes fastest.
 
-On an accelerator each function here, and each of its gradients, is one plain
-`lax.conv_general_dilated`. XLA's CPU backend is slow at three of them: the gradient with respect
-to the kernel over a large batch, whose operands do not fit into the cache; a dilated convolution,
-which multiplies by every inserted zero; and a convolution from or to the three channels of an
-image. (system/cpu.py holds the settings of the whole process.)
+On an accelerator each function here, and each of its gradients, is one `conv_general_dilated`.
+XLA's CPU backend is slow at three of them: the gradient with respect to the kernel over a large
+batch, whose operands do not fit into the cache; a dilated convolution, which multiplies by every
+inserted zero; and a convolution from or to the three channels of an image. (system/cpu.py holds the
+settings of the whole process.)
 """
 
 from functools import partial
@@ -79,7 +79,15 @@ def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _convolve(x, kernel, padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
+    """As the transpose of a convolution with stride 2, which reverses the kernel.
+
+    XLA passes a dilated convolution to cuDNN only if its kernel is a reversed one. Otherwise it
+    writes out the image with zeros, and multiplies by every zero on a GPU too.
+    """
+    b, h, w, _ = x.shape
+    y = jax.ShapeDtypeStruct((b, 2 * h, 2 * w, kernel.shape[3]), x.dtype)
+    strided = partial(_convolve, rhs=_transposed(kernel), window_strides=(2, 2))
+    return jax.linear_transpose(strided, y)(x)[0]
 
 
 def _conv_transpose_by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:

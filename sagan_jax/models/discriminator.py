@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sagan_jax.models.layers import Conv, Dense, DownConv, average_pool, xavier_uniform
+from sagan_jax.models.layers import Conv, Dense, DownConv, PooledConv, xavier_uniform
 
 
 class FirstBlock(nn.Module):
@@ -20,7 +20,7 @@ class FirstBlock(nn.Module):
         """x [B, H, W, 3] → [B, H/2, W/2, features]."""
         h = Conv(self.features, 3, self.dtype, name='conv1')(x)
         h = DownConv(self.features, self.dtype, name='conv2')(nn.relu(h))
-        return h + Conv(self.features, 1, self.dtype, name='skip')(average_pool(x))
+        return h + PooledConv(self.features, self.dtype, name='skip')(x)
 
 
 class DownBlock(nn.Module):
@@ -44,10 +44,10 @@ class DownBlock(nn.Module):
         h = Conv(self.features, 3, self.dtype, name='conv1')(h)
         if self.down:
             h = DownConv(self.features, self.dtype, name='conv2')(nn.relu(h))
-            x = average_pool(x)  # commutes with the skip's 1×1 convolution
-        else:
-            h = Conv(self.features, 3, self.dtype, name='conv2')(nn.relu(h))
-        if self.down or x.shape[-1] != self.features:
+            # Pooling and the skip's 1×1 convolution commute.
+            return h + PooledConv(self.features, self.dtype, name='skip')(x)
+        h = Conv(self.features, 3, self.dtype, name='conv2')(nn.relu(h))
+        if x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.dtype, name='skip')(x)
         return h + x
 

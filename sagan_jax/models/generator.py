@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sagan_jax.models.layers import BatchNorm, Conv, Dense, UpConv, upsample
+from sagan_jax.models.layers import BatchNorm, Conv, Dense, UpConv
+from sagan_jax.models.resampling import upsample
 
 
 class UpBlock(nn.Module):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sagan_jax.models.convolution import conv_transpose, convolve
+from sagan_jax.models.resampling import pool_and_project, project
 
 
 def xavier_uniform(
@@ -51,13 +52,9 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, H, W, features], or [B, H/2, W/2, features]."""
-        c = x.shape[-1]
-        shape = (self.size, self.size, c, self.features)
+        shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', xavier_uniform, shape).astype(self.dtype)
-        if self.size == 1:
-            y = (x.reshape(-1, c) @ kernel[0, 0]).reshape(*x.shape[:3], self.features)
-        else:
-            y = convolve(x, kernel)
+        y = project(x, kernel) if self.size == 1 else convolve(x, kernel)
         if self.use_bias:
             y += self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
@@ -166,6 +163,20 @@ class DownConv(nn.Module):
         return convolve(x, kernel) + bias.astype(self.dtype)
 
 
+class PooledConv(nn.Module):
+    """2×2 mean pooling, then a 1×1 convolution."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] → [B, H/2, W/2, features]."""
+        kernel = self.param('kernel', xavier_uniform, (1, 1, x.shape[-1], self.features))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return pool_and_project(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
 def _four_taps(kernel: jax.Array) -> jax.Array:
     """Taps w0, w0 + w1, w1 + w2, w2 along both axes: [3, 3, C, D] → [4, 4, C, D]."""
     for axis in (0, 1):
@@ -173,27 +184,3 @@ def _four_taps(kernel: jax.Array) -> jax.Array:
         after = jnp.pad(kernel, [(0, int(i == axis)) for i in range(4)])
         kernel = before + after
     return kernel
-
-
-def upsample(x: jax.Array) -> jax.Array:
-    """Nearest neighbour ×2: [B, H, W, C] → [B, 2H, 2W, C]."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
-
-
-def average_pool(x: jax.Array) -> jax.Array:
-    """2×2 mean pooling: [B, H, W, C] → [B, H/2, W/2, C]."""
-    return _windows(x).mean((2, 4))
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """2×2 max pooling: [B, H, W, C] → [B, H/2, W/2, C].
-
-    As a reshape and a maximum, because the gradient of XLA's window reduction is not deterministic
-    on a GPU.
-    """
-    return _windows(x).max((2, 4))
-
-
-def _windows(x: jax.Array) -> jax.Array:
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c)

@@ -1,5 +1,7 @@
 """Convolutions and their gradients against those of lax."""
 
+import re
+
 import chex
 import jax
 import jax.export
@@ -64,6 +66,19 @@ def test_outputs_and_gradients_equal_those_of_lax(function, plain, shape, cached
 
 
 @pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)
+def test_the_forms_of_accelerators_equal_those_of_lax(function, plain, shape, monkeypatch):
+    """Outputs and gradients, computed on a CPU."""
+
+    def for_accelerator(*operands, default, **_):
+        return default(*operands)
+
+    monkeypatch.setattr(lax, 'platform_dependent', for_accelerator)
+    x, kernel = operands(shape)
+    found = with_gradients(function)(x, kernel)
+    chex.assert_trees_all_close(found, with_gradients(plain)(x, kernel), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)
 def test_bfloat16(function, plain, shape):
     x, kernel = operands(shape, jnp.bfloat16)
     found = jax.jit(with_gradients(function))(x, kernel)
@@ -78,6 +93,23 @@ def test_bfloat16(function, plain, shape):
 @pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)
 def test_an_accelerator_runs_one_convolution_per_output(function, plain, shape, platform):
     """One for the output and one for each of two gradients."""
+    text = program(function, shape, platform)
+    assert text.count('stablehlo.convolution') == 3
+
+
+@pytest.mark.parametrize('shape', [(4, 4, 6, 5), (4, 4, 5, 3)])
+@pytest.mark.parametrize('function', [convolution.convolve, convolution.conv_transpose])
+def test_a_dilated_convolution_has_a_reversed_kernel(function, shape):
+    """XLA passes only these to cuDNN, and else multiplies by every inserted zero on a GPU."""
+    text = program(function, shape, 'cuda')
+    dilated = re.compile(r'stablehlo\.convolution\(%\w+, (%\w+)\).*lhs_dilate = \[2, 2\]')
+    (found,) = dilated.finditer(text)  # a convolution's gradient, or a transposed one's output
+    kernel = text[: found.start()].rpartition(f'{found[1]} = ')[2]
+    assert kernel.startswith('stablehlo.reverse')
+
+
+def program(function, shape, platform):
+    """The program of the outputs and both gradients on a platform, as text of StableHLO."""
     shapes = jax.ShapeDtypeStruct((64, 128, 128, shape[2]), jnp.float32), operands(shape)[1]
-    program = jax.export.export(jax.jit(with_gradients(function)), platforms=[platform])(*shapes)
-    assert program.mlir_module().count('stablehlo.convolution') == 3
+    exported = jax.export.export(jax.jit(with_gradients(function)), platforms=[platform])(*shapes)
+    return exported.mlir_module()

@@ -1,4 +1,4 @@
-"""Resampling and batch norm against numpy."""
+"""Convolutions against those of Flax, and batch norm against numpy."""
 
 from functools import partial
 
@@ -9,37 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sagan_jax.models import layers
+from sagan_jax.models import layers, resampling
 
 RNG = np.random.default_rng(0)
 
 
-def test_resampling():
-    x = RNG.normal(size=(2, 4, 6, 3)).astype(np.float32)
-    up = np.asarray(layers.upsample(x))
-    assert up.shape == (2, 8, 12, 3)
-    for i, j in np.ndindex(8, 12):
-        np.testing.assert_array_equal(up[:, i, j], x[:, i // 2, j // 2])
-    mean, maximum = np.asarray(layers.average_pool(x)), np.asarray(layers.max_pool(x))
-    for i, j in np.ndindex(2, 3):
-        window = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
-        np.testing.assert_allclose(mean[:, i, j], window.mean((1, 2)), rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(maximum[:, i, j], window.max((1, 2)))
-
-
-@pytest.mark.parametrize('layer', [layers.UpConv, layers.DownConv])
+@pytest.mark.parametrize('layer', [layers.UpConv, layers.DownConv, layers.PooledConv])
 def test_resampling_convolutions_equal_resampling_and_convolution(layer):
     """Outputs and gradients of both operations that the layer fuses."""
     x = RNG.normal(size=(2, 6, 4, 3)).astype(np.float32)
     module = layer(5, jnp.dtype('float32'))
     params = module.init(jax.random.key(0), x)['params']
     params['bias'] = jnp.asarray(RNG.normal(size=5), jnp.float32)
-    conv = nn.Conv(5, (3, 3))
+    conv = nn.Conv(5, params['kernel'].shape[:2])
 
     def plain(params, x):
         if layer is layers.UpConv:
-            return conv.apply({'params': params}, layers.upsample(x))
-        return layers.average_pool(conv.apply({'params': params}, x))
+            return conv.apply({'params': params}, resampling.upsample(x))
+        return resampling.average_pool(conv.apply({'params': params}, x))
 
     def fused(params, x):
         return module.apply({'params': params}, x)
