@@ -5,6 +5,7 @@ each normalised weight it holds the vector `u` of the power iteration and `sigma
 of the largest singular value. They do not depend on data.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -54,8 +55,9 @@ def normalise(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12) -> tup
     """Divides each weight that has statistics by its largest singular value.
 
     W is [in, out]: a kernel flattened to [-1, out], or a transposed table of classes. One power
-    iteration gives v = Wu/‖Wu‖, the next u = Wᵀv/‖Wᵀv‖ and σ = vᵀWu, all in float32. u and v are
-    constants in the gradient, so ∂σ/∂W = vuᵀ (Miyato et al. 2018, section 2.1 and equation 12).
+    iteration gives v = Wu/‖Wu‖, the next u = Wᵀv/‖Wᵀv‖ and σ = vᵀWu, all in float32, whatever the
+    precision of other matrix products. u and v are constants in the gradient, so ∂σ/∂W = vuᵀ
+    (Miyato et al. 2018, section 2.1 and equation 12).
 
     Args:
       params: the parameter tree.
@@ -69,9 +71,9 @@ def normalise(params: Tree, spectral_stats: Tree, epsilon: float = 1e-12) -> tup
     flat, stats = traverse_util.flatten_dict(params), traverse_util.flatten_dict(spectral_stats)
     for path in [path[:-1] for path in stats if path[-1] == 'u']:
         matrix = _matrix(path, flat[path]).astype(jnp.float32)  # [in, out]
-        v = _unit(jax.lax.stop_gradient(matrix) @ stats[*path, 'u'], epsilon)  # [in]
-        u = _unit(v @ jax.lax.stop_gradient(matrix), epsilon)  # [out]
-        sigma = v @ matrix @ u
+        v = _unit(_product(jax.lax.stop_gradient(matrix), stats[*path, 'u']), epsilon)  # [in]
+        u = _unit(_product(v, jax.lax.stop_gradient(matrix)), epsilon)  # [out]
+        sigma = _product(_product(v, matrix), u)
         flat[path] = flat[path] / sigma
         stats[*path, 'u'], stats[*path, 'sigma'] = u, jax.lax.stop_gradient(sigma)
     return traverse_util.unflatten_dict(flat), traverse_util.unflatten_dict(stats)
@@ -124,6 +126,10 @@ def _matrix(path: tuple[str, ...], weight: jax.Array) -> jax.Array:
     if path[-1] == 'embedding' or is_class_table(path, weight):
         return weight.T
     return weight.reshape(-1, weight.shape[-1])
+
+
+# The default would be bfloat16 on a TPU and TF32 on an NVIDIA GPU.
+_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def _unit(vector: jax.Array, epsilon: float) -> jax.Array:

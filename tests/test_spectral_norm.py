@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sagan_jax import spectral_norm
+from tests.traced import precisions
 
 
 def example(seed=0):
@@ -29,6 +30,19 @@ def matrices(params):
         'embed': np.asarray(params['embed']['embedding']),
         'query': np.asarray(params['attention16']['query']['kernel']).reshape(4, 2),
     }
+
+
+def test_all_products_are_float32_on_every_platform():
+    def sigmas_and_gradients(params, stats):
+        def total(params):
+            weights, next_stats = spectral_norm.normalise(params, stats)
+            return sum(map(jnp.sum, jax.tree.leaves(weights))), next_stats
+
+        return jax.grad(total, has_aux=True)(params), spectral_norm.converge(params, stats)
+
+    params = example()
+    stats = spectral_norm.init(jax.random.key(0), params)
+    assert precisions(sigmas_and_gradients, params, stats) == {'HIGHEST'}
 
 
 def test_statistics_exist_for_normalised_weights_only():

@@ -21,6 +21,7 @@ from sagan_jax.train_step import (
     real_labels,
 )
 from tests import tiny
+from tests.traced import precisions
 
 
 def open_gammas(state):
@@ -441,3 +442,30 @@ def test_seeds_differ():
 def test_a_batch_that_is_not_divisible_is_refused():
     with pytest.raises(UserError, match='batch_size=8 is not divisible by the 3 devices'):
         create_train_step(base(), jax.devices()[:3])
+
+
+DCGAN = {
+    'model__architecture': 'dcgan',
+    'model__conditioning': 'none',
+    'model__generator_attention': (),
+    'model__discriminator_attention': (),
+}
+
+
+@pytest.mark.parametrize(
+    ('precision', 'settings', 'expected'),
+    [
+        ('default', {}, {None, 'HIGHEST'}),
+        ('high', {'dtype': 'bfloat16'}, {'HIGH', 'HIGHEST'}),
+        ('high', {'model__attention_query_block': 16}, {'HIGH', 'HIGHEST'}),
+        ('highest', DCGAN, {'HIGHEST'}),
+    ],
+)
+def test_the_products_of_a_step_have_the_precision_of_the_configuration(
+    precision, settings, expected
+):
+    """Forward and backward, on any platform; those of spectral normalisation are always float32."""
+    config = tiny.config(matmul_precision=precision, **settings)
+    state = jax.eval_shape(lambda: create_state(config))
+    step = create_train_step(config, jax.devices()[:1])
+    assert precisions(step, state, *tiny.batch(config)) == expected

@@ -90,6 +90,7 @@ RANGES = {
 
 CHOICES: dict[str, Iterable[str]] = {
     'dtype': ('float32', 'bfloat16'),
+    'matmul_precision': ('default', 'high', 'highest'),
     'loss': LOSSES,
     'model.architecture': ARCHITECTURES,
     'model.attention_block': ('self_attention', 'residual'),

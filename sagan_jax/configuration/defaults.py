@@ -16,6 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_train_steps = 1_000_000  # generator updates
     config.batch_size = 256  # of all devices together
     config.dtype = 'float32'  # of the activations: 'float32' or 'bfloat16'
+    # Of the networks' products in float32, as JAX names it: 'default', for which a TPU rounds to
+    # bfloat16 and an NVIDIA GPU to TF32; 'high'; or 'highest', float32. A CPU always has float32.
+    config.matmul_precision = 'default'
     config.steps_per_call = 1  # steps that the devices run without waiting for the host
     # Each device divides its batch into this many parts, computed one after the other, to save
     # memory. Batch moments are then those of a part.

@@ -6,6 +6,7 @@ features only compare models of the same data set.
 
 import hashlib
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 import flax.linen as nn
@@ -33,15 +34,23 @@ class Classifier(nn.Module):
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
         """images [N, S, S, 3], values from 0 to 255 → features [N, 128] and logits [N, outputs]."""
         x = images.astype(jnp.float32) / 127.5 - 1
+        # TF32 or bfloat16 would change the scores.
+        conv = partial(
+            nn.Conv,
+            kernel_size=(3, 3),
+            kernel_init=nn.initializers.he_normal(),
+            precision=jax.lax.Precision.HIGHEST,
+        )
         width = 32
         while x.shape[1] > 4:
-            x = nn.relu(nn.Conv(width, (3, 3), 2, kernel_init=nn.initializers.he_normal())(x))
+            x = nn.relu(conv(width, strides=2)(x))
             width = min(2 * width, FEATURES)
-        x = nn.relu(nn.Conv(FEATURES, (3, 3), kernel_init=nn.initializers.he_normal())(x))
+        x = nn.relu(conv(FEATURES)(x))
         features = x.mean((1, 2))
         # Normalised, so that distances and products have the same scale for every data set.
         features *= jax.lax.rsqrt(jnp.square(features).mean(-1, keepdims=True) + 1e-6)
-        return {'features': features, 'logits': nn.Dense(self.outputs, name='dense')(features)}
+        dense = nn.Dense(self.outputs, precision=jax.lax.Precision.HIGHEST, name='dense')
+        return {'features': features, 'logits': dense(features)}
 
 
 def apply(variables: Variables, images: ArrayLike) -> dict[str, jax.Array]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -167,15 +168,28 @@ def _network(
     def apply(weights, *inputs, train):
         if weights.keys() != {'params', 'batch_stats'}:
             raise ValueError(f'expected weights, see Network.normalise, got {", ".join(weights)}')
-        outputs, updated = module.apply(weights, *inputs, train=train, mutable=['batch_stats'])
+        with _precision(config):
+            outputs, updated = module.apply(weights, *inputs, train=train, mutable=['batch_stats'])
         return outputs, updated.get('batch_stats', {})
 
     def attention(weights, *inputs):
-        _, found = module.apply(weights, *inputs, train=False, mutable=['attention'])
+        with _precision(config):
+            _, found = module.apply(weights, *inputs, train=False, mutable=['attention'])
         maps = found.get('attention', {})
         return {int(name.removeprefix('attention')): maps[name]['weights'][0] for name in maps}
 
     return Network(init, normalise, apply, attention)
+
+
+def _precision(config: ml_collections.ConfigDict) -> AbstractContextManager[None]:
+    """The precision of the matrix products and convolutions that are traced in this block.
+
+    Their gradients have it too, wherever they are traced.
+    """
+    if config.matmul_precision == 'default':
+        return nullcontext()  # that of JAX_DEFAULT_MATMUL_PRECISION, if it is set
+    precision: AbstractContextManager[None] = jax.default_matmul_precision(config.matmul_precision)
+    return precision
 
 
 def _initialiser(config: ml_collections.ConfigDict) -> Callable[[jax.Array, Any], Any]:

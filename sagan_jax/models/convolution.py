@@ -5,8 +5,12 @@ XLA's CPU backend is slow at three of them: the gradient with respect to the ker
 batch, whose operands do not fit into the cache; a dilated convolution, which multiplies by every
 inserted zero; and a convolution from or to the three channels of an image. (system/cpu.py holds the
 settings of the whole process.)
+
+Gradients have the precision of the forward pass, as those of lax: `custom_gradient` traces both at
+once, where `custom_vjp` would trace the gradient later.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -16,6 +20,8 @@ from jax import lax
 _FEW = 4  # channels
 _CACHED = 2**20  # elements of an image batch that fit into a CPU's cache: 4 MB in float32
 
+_Gradients = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
 _convolve = partial(
     lax.conv_general_dilated,
     window_strides=(1, 1),
@@ -24,7 +30,6 @@ _convolve = partial(
 )
 
 
-@jax.custom_vjp
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 3×3 convolution, or a 4×4 one with stride 2, of an image padded with one zero.
 
@@ -35,12 +40,22 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, H, W, D] with the 3×3 kernel, [B, H/2, W/2, D] with the 4×4 one.
     """
+    y: jax.Array = _differentiable_convolve(x, kernel)
+    return y
+
+
+@jax.custom_gradient
+def _differentiable_convolve(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Gradients]:
+    def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        back = convolve if stride == 1 else conv_transpose
+        return back(dy, _transposed(kernel)), _kernel_gradient(x, dy)
+
     stride = len(kernel) - 2
     plain = partial(_convolve, window_strides=(stride, stride))
     if stride == 1 and min(kernel.shape[2:]) <= _FEW:
         on_cpu = _convolve_few if kernel.shape[2] <= _FEW else _convolve_to_few
-        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
-    return plain(x, kernel)
+        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), gradients
+    return plain(x, kernel), gradients
 
 
 def _convolve_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -62,7 +77,6 @@ def _convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.linear_transpose(lambda y: _convolve_few(y, _transposed(kernel)), y)(x)[0]
 
 
-@jax.custom_vjp
 def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A transposed 4×4 convolution with stride 2, which doubles height and width.
 
@@ -75,7 +89,17 @@ def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, 2H, 2W, D].
     """
-    return lax.platform_dependent(x, kernel, cpu=_conv_transpose_by_parity, default=_conv_transpose)
+    y: jax.Array = _differentiable_conv_transpose(x, kernel)
+    return y
+
+
+@jax.custom_gradient
+def _differentiable_conv_transpose(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Gradients]:
+    def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return convolve(dy, _transposed(kernel)), _transposed(_kernel_gradient(dy, x))
+
+    y = lax.platform_dependent(x, kernel, cpu=_conv_transpose_by_parity, default=_conv_transpose)
+    return y, gradients
 
 
 def _conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -132,24 +156,3 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 def _transposed(kernel: jax.Array) -> jax.Array:
     """The kernel of the backward pass: [h, w, C, D] → [h, w, D, C], rotated by 180°."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
-
-
-def _convolve_backward(
-    operands: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = operands
-    back = convolve if len(kernel) == 3 else conv_transpose
-    return back(dy, _transposed(kernel)), _kernel_gradient(x, dy)
-
-
-def _conv_transpose_backward(
-    operands: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = operands
-    return convolve(dy, _transposed(kernel)), _transposed(_kernel_gradient(dy, x))
-
-
-convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _convolve_backward)
-conv_transpose.defvjp(
-    lambda x, kernel: (conv_transpose(x, kernel), (x, kernel)), _conv_transpose_backward
-)

@@ -49,6 +49,7 @@ def valid(draw):
     choices = {
         'seed': [0, 1, 2**32 - 1],
         'dtype': ['float32', 'bfloat16'],
+        'matmul_precision': ['default', 'high', 'highest'],
         'loss': ['hinge', 'non_saturating'],
         'batch_size': [4, 8],
         'dataset.num_classes': [0, 1, 3] if found['model.conditioning'] == 'none' else [1, 3],

@@ -6,6 +6,7 @@ from scipy import ndimage
 from sagan_jax import metrics
 from sagan_jax.data import shapes
 from sagan_jax.metrics import in_domain
+from tests.traced import precisions
 
 
 @pytest.fixture(scope='module')
@@ -13,6 +14,19 @@ def drawn_images():
     drawn = shapes.parameters('test')
     some = drawn._replace(**{name: value[:640] for name, value in drawn._asdict().items()})
     return shapes.draw(some), some.labels
+
+
+def test_all_products_are_float32_on_every_platform(drawn_images):
+    """Those of the features and of the gradients that train them."""
+    images = drawn_images[0][:2]
+    variables = jax.eval_shape(in_domain.Classifier(10).init, jax.random.key(0), images)
+
+    def gradients(variables):
+        return jax.grad(lambda variables: in_domain.apply(variables, images)['logits'].sum())(
+            variables
+        )
+
+    assert precisions(gradients, variables) == {'HIGHEST'}
 
 
 def batches(drawn_images, steps, size=64):

@@ -14,7 +14,12 @@ from sagan_jax.run import provenance
 from sagan_jax.run.folder import RunFolder
 from tests import tiny
 
-LATER_KEYS = ('mismatch_weight', 'mode_seeking_weight', 'optimizer.decay_from')  # not in 0.1.0
+LATER_KEYS = (  # not in 0.1.0
+    'mismatch_weight',
+    'mode_seeking_weight',
+    'optimizer.decay_from',
+    'matmul_precision',
+)
 
 
 @pytest.fixture
@@ -194,11 +199,18 @@ def test_later_keys_have_their_defaults_in_an_old_run(run, old):
     assert run.record()['config'] == json.loads(old.to_json())
 
 
-def test_an_old_run_is_resumed_unless_a_later_key_is_set(run, old):
+@pytest.mark.parametrize(
+    ('key', 'value', 'difference'),
+    [
+        ('mismatch_weight', 1.0, r'mismatch_weight \(0.0 there, 1.0'),
+        ('matmul_precision', 'highest', r'matmul_precision \(default there, highest'),
+    ],
+)
+def test_an_old_run_is_resumed_unless_a_later_key_is_set(run, old, key, value, difference):
     (run.checkpoints / '2').mkdir(parents=True)
     provenance.check_configuration(run, old)
-    old.mismatch_weight = 1.0
-    with pytest.raises(UserError, match=r'another configuration, mismatch_weight \(0.0 there, 1.0'):
+    old[key] = value
+    with pytest.raises(UserError, match=f'another configuration, {difference}'):
         provenance.check_configuration(run, old)
 
 
