@@ -20,6 +20,7 @@ from launch.sweep import paper, results, runs
 from launch.sweep.results import Column, Result
 from launch.sweep.runs import Record
 from sagan_jax.evaluation.protocol import LOW_IS_GOOD
+from sagan_jax.system import untrusted
 from sagan_jax.system.paths import check_path
 from sagan_jax.viewing import charts, page, protocols
 from sagan_jax.viewing.charts import Chart
@@ -218,7 +219,8 @@ def _runs(variants: dict[str, list[Result]]) -> Table:
 def _devices(result: Result) -> str:
     """The devices that a run printed last in its log."""
     try:
-        text = (result.run.folder / runs.LOG).read_text(errors='replace')
+        with untrusted.open_file(result.run.folder / runs.LOG) as log:
+            text = log.read().decode(errors='replace')
     except OSError:
         return ''
     return (re.findall(r'^devices +(.+)$', text, re.MULTILINE) or [''])[-1]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -164,6 +165,22 @@ def sentence(text):
     assert len(text) < 1000, text
 
 
+@contextlib.contextmanager
+def within(seconds):
+    """Raises TimeoutError if the block takes longer, as one that waits for a pipe's writer."""
+
+    def ring(*_):
+        raise TimeoutError(f'{seconds} seconds')
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def check(whole, copy, damages, capsys):
     problems = []
     for each in damages:
@@ -172,7 +189,8 @@ def check(whole, copy, damages, capsys):
             untrusted.warn_once.cache_clear()
             capsys.readouterr()
             try:
-                reader(copy)
+                with within(seconds=120):
+                    reader(copy)
             except UserError as error:
                 sentence(str(error))
             except Exception as error:

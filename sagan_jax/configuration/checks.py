@@ -3,6 +3,7 @@
 The commands, `train` and `load` check a configuration once; the functions below them trust it.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -108,7 +109,7 @@ _SECTIONS = (ml_collections.ConfigDict, dict)
 _TYPES = {
     bool: 'True or False',
     int: 'an integer',
-    float: 'a number',
+    float: 'a number below 1e308',
     str: 'text',
     type(None): 'text or None',
     tuple: 'a tuple of integers',
@@ -221,7 +222,9 @@ def _has_type(value: Any, default: Any) -> bool:
         return value is None or isinstance(value, str)
     if isinstance(default, tuple):
         return isinstance(value, tuple) and all(_has_type(each, 0) for each in value)
-    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+    if isinstance(default, float) and isinstance(value, int):
+        return value.bit_length() < sys.float_info.max_exp  # what float can represent
+    return isinstance(value, type(default))
 
 
 def _shown(value: Any) -> str:

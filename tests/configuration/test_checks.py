@@ -184,6 +184,22 @@ def test_any_value_of_another_type_or_size_is_refused(key, value, sentence):
     assert len(str(caught.value)) < 250
 
 
+@pytest.mark.parametrize('key', ['mismatch_weight', 'optimizer.epsilon', 'watch.max_sigma'])
+def test_an_integer_that_no_float_can_represent_is_refused(key):
+    """JSON has such integers; ml_collections would convert them."""
+    section, _, name = key.rpartition('.')
+
+    def values(number):
+        return {section: {name: number}} if section else {name: number}
+
+    for number in (2**1022, -(2**1022)):
+        checks.check_types(values(number))
+        float(number)
+    for number in (2**1024, -(10**400)):
+        with pytest.raises(UserError, match=f'{key}=an integer .* should be a number below 1e308'):
+            checks.check_types(values(number))
+
+
 def test_networks_that_do_not_fit_into_memory_are_refused_before_it_is_taken():
     huge = tiny.config(model__generator_width=2**16, model__discriminator_width=2**16)
     checks.check(huge)
