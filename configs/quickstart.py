@@ -3,7 +3,7 @@
   python -m sagan_jax.main --config configs/quickstart.py
 
 Each image shows two copies of its class's shape, far apart and of the same colour. Shapes match
-their classes after about 1,500 steps, and the two colours agree after about 2,000, when the rates
+their classes after about 1,000 steps, and the two colours agree after about 2,000, when the rates
 are already falling. docs/scores.md has the scores of eight seeds and how the recipe was found.
 """
 
