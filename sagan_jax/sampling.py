@@ -55,7 +55,10 @@ def create_freeze(config: ml_collections.ConfigDict) -> Callable[[Variables], Va
         batch_stats = variables['batch_stats']
         if batches:
             all_moments = [moments(weights, batch_stats, index) for index in range(batches)]
-            batch_stats = jax.tree.map(lambda *leaves: sum(leaves) / batches, *all_moments)
+            # On the host, where nothing is compiled for it.
+            batch_stats = jax.tree.map(
+                lambda *leaves: sum(leaves) / batches, *jax.device_get(all_moments)
+            )
         return {'params': weights, 'batch_stats': batch_stats}
 
     return freeze
@@ -145,9 +148,8 @@ def create_sample(generator: Network, z_dim: int, batch_size: int) -> Sample:
     """Builds `sample(frozen, indices, labels, randomness)`, which runs on all local devices.
 
     `frozen` comes from `create_freeze`; indices and labels are integers [n]. `sample` yields
-    batches uint8 [b, S, S, 3]. b is `batch_size`, rounded up to a multiple of the devices, or less
-    in the last batch. Up to rounding, an image depends only on the randomness, its index and its
-    label.
+    batches uint8 [b, S, S, 3]. b is `batch_size` for each device, or less in the last batch. Up to
+    rounding, an image depends only on the randomness, its index and its label.
     """
 
     def draw(variables, rows):
@@ -213,7 +215,7 @@ def by_rows(
     program: Callable[[Any, Any], jax.Array], batch_size: int, variables: Any, *rows: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Runs `program(variables, rows)` on all local devices, batch by batch, see `on_devices`."""
-    return on_devices(program, min(batch_size, len(rows[0])))(variables, [rows])
+    return on_devices(program, batch_size, total=len(rows[0]))(variables, [rows])
 
 
 def to_uint8(images: ArrayLike) -> jax.Array:

@@ -21,7 +21,7 @@ from sagan_jax.models.architectures import ARCHITECTURES, generator_resolutions
 from sagan_jax.models.attention import SelfAttention
 from sagan_jax.state import TrainState, create_state
 from sagan_jax.system.replicas import replicate
-from sagan_jax.system.streaming import on_devices
+from sagan_jax.system.streaming import on_devices, rows_at_a_time
 from sagan_jax.train_step import create_gathering_train_step, create_train_step
 
 T = TypeVar('T')
@@ -186,7 +186,8 @@ def drawing(config: ml_collections.ConfigDict) -> tuple[Timed, float]:
     start = time.perf_counter()
     generator, _ = models.create(config)
     freeze = sampling.create_freeze(config)
-    sample = sampling.create_sample(generator, config.model.z_dim, config.batch_size)
+    share = -(-config.batch_size // jax.local_device_count())
+    sample = sampling.create_sample(generator, config.model.z_dim, share)
     variables = create_state(config).generator
     frozen = jax.block_until_ready(freeze(variables))  # compiles
     freeze_start = time.perf_counter()
@@ -203,13 +204,14 @@ def drawing(config: ml_collections.ConfigDict) -> tuple[Timed, float]:
     return Timed(run, first_call, time.perf_counter() - start), freeze_seconds
 
 
-def scoring(config: ml_collections.ConfigDict) -> tuple[Callable[[int], None], str]:
-    """Generating `evaluation.batch_size` images per call and computing their features.
+def scoring(config: ml_collections.ConfigDict) -> tuple[Callable[[int], None], str, int]:
+    """Generating images and computing their features, `evaluation.batch_size` per device and call.
 
     The networks have random weights, which does not affect the speed.
 
     Returns:
-      `run(calls)`, which also accumulates the moments of all features, and their name.
+      `run(calls)`, which also accumulates the moments of all features; their name; and the images
+      of a call.
     """
     settings = config.evaluation
     module: nn.Module
@@ -229,15 +231,16 @@ def scoring(config: ml_collections.ConfigDict) -> tuple[Callable[[int], None], s
         lambda variables, asked: apply(variables[1], draw(variables[0], asked)),
         settings.batch_size,
     )
+    count = rows_at_a_time(settings.batch_size)
 
     def run(calls: int) -> None:
-        asked = np.zeros((calls * settings.batch_size, 2), np.int32)
+        asked = np.zeros((calls * count, 2), np.int32)
         asked[:, 0] = np.arange(len(asked))
         parts = stream((frozen, variables), [asked])
         features.collect(parts, layer, 'logits', len(asked), splits=1, keep=0)
 
     _seconds(run, 1)  # compiles
-    return run, name
+    return run, name, count
 
 
 def reading(config: ml_collections.ConfigDict) -> Timed:

@@ -144,12 +144,12 @@ def sampling(config: Config, options: Options, results: Results) -> Iterator[Row
 def evaluation(config: Config, options: Options, results: Results) -> Iterator[Row]:
     """Generating images and computing their features and moments, without the scores."""
     hardware.reset_host_peak()
-    run, name = measure.scoring(config)
+    run, name, count = measure.scoring(config)
     (seconds,) = measure.time_in_turns([run], options.windows, options.window_seconds)
     yield identity(config) | {
         'features': name,
-        'evaluation_batch_size': config.evaluation.batch_size,
-        **spread('images_per_second', config.evaluation.batch_size / seconds),
+        'evaluation_batch_size': count,
+        **spread('images_per_second', count / seconds),
         'host_peak_bytes': hardware.host_peak_bytes(),
         'windows': options.windows,
     }

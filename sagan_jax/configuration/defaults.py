@@ -137,6 +137,6 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.splits = 10  # of the Inception Score; the authors' code has 1
     evaluation.round_to_uint8 = True  # the authors' code scores unrounded images
     evaluation.best = 'fid'  # the score, 'fid' or 'is', by which the best checkpoint is kept
-    evaluation.batch_size = 64  # images at a time; changes no score
+    evaluation.batch_size = 64  # images at a time on each device; changes no score
 
     return config

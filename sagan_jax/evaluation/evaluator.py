@@ -192,22 +192,25 @@ def create_evaluator(
         real=real,
         real_features=real_features,
         freeze=create_freeze(config),
-        stream=_create_stream(config, networks),
+        stream=_create_stream(config, networks, max(num_samples, intra_fid_samples)),
         labels=np.asarray(jax.random.randint(key, (num_samples,), 0, max(classes, 1))),
     )
 
 
 def _create_stream(
-    config: ml_collections.ConfigDict, networks: Networks
+    config: ml_collections.ConfigDict, networks: Networks, total: int
 ) -> Callable[[Variables, Iterable[np.ndarray]], Iterator[dict[str, np.ndarray]]]:
-    """Builds the program that draws images and applies the networks to them, on all devices."""
+    """Builds the program that draws images and applies the networks to them, on all devices.
+
+    `total`: the images of the longest stream.
+    """
     settings, (generator, _) = config.evaluation, models.create(config)
     draw = create_draw(generator, config.seed, config.model.z_dim, settings.round_to_uint8)
 
     def apply(variables, rows):
         return networks.apply(variables['networks'], draw(variables['generator'], rows))
 
-    return on_devices(apply, settings.batch_size, distributed.all_devices())
+    return on_devices(apply, settings.batch_size, distributed.all_devices(), total)
 
 
 def _check_images(source: data.Source, splits: int, pair_samples: int) -> None:

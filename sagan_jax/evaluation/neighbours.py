@@ -42,8 +42,9 @@ def nearest_images(
     networks = real_statistics.load_networks(config, source)
     settings, features = config.evaluation, networks.features
     real, _ = real_statistics.load_features(source, networks, settings.batch_size)
-    stream = on_devices(features.apply, settings.batch_size)(features.variables, [images])
-    fake = np.concatenate([part[features.layer] for part in stream])
+    stream = on_devices(features.apply, settings.batch_size, total=len(images))
+    parts = stream(features.variables, [images])
+    fake = np.concatenate([part[features.layer] for part in parts])
 
     squares = np.einsum('nd,nd->n', real, real)
     rows, distances = _nearest(real, squares, fake, k)

@@ -25,7 +25,7 @@ from sagan_jax.metrics.features import Collected, FeatureNetwork, Variables, col
 from sagan_jax.system import distributed, failures
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.records import differences
-from sagan_jax.system.streaming import on_devices
+from sagan_jax.system.streaming import on_devices, rows_at_a_time
 from sagan_jax.system.untrusted import open_file, parse_json, reason
 
 MAX_TESTED = 10_000  # images for the accuracy of the classifier
@@ -115,7 +115,7 @@ def load_statistics(
       networks: see `load_networks`.
       splits: of the Inception Score.
       keep: the number of images whose features are kept, for scores over pairs.
-      batch_size: images at a time. Does not affect the statistics.
+      batch_size: images at a time on each device. Does not affect the statistics.
 
     Raises:
       UserError: if there are fewer images than `splits`, or if the cached statistics have another
@@ -154,9 +154,9 @@ def load_features(
     def compute():
         labels: list[np.ndarray] = []
         layer = networks.features.layer
-        stream = on_devices(networks.features.apply, batch_size, distributed.all_devices())
-        images = _keep_labels(data.one_pass(source, batch_size), labels)
-        parts = _progress(stream(networks.features.variables, images), len(source), layer)
+        network = networks.features
+        parts = _stream(network.apply, network.variables, source, batch_size, labels)
+        parts = _progress(parts, len(source), layer)
         features = np.concatenate([part[layer] for part in parts])
         return {'features': features, 'labels': np.concatenate(labels)}
 
@@ -203,20 +203,28 @@ def _gather_real(
     source: data.Source, networks: Networks, splits: int, keep: int, batch_size: int
 ) -> Statistics:
     labels: list[np.ndarray] = []
-    stream = on_devices(networks.apply, batch_size, distributed.all_devices())
     total = len(source)
-    images = _keep_labels(data.one_pass(source, batch_size), labels)
-    parts = _progress(stream(networks.variables, images), total, 'features')
+    parts = _stream(networks.apply, networks.variables, source, batch_size, labels)
+    parts = _progress(parts, total, 'features')
     return gather(parts, lambda: np.concatenate(labels), total, splits, keep)
 
 
-def _keep_labels(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]], labels: list[np.ndarray]
-) -> Iterator[np.ndarray]:
-    """Yields the images of batches and appends their labels to the list."""
-    for images, batch_labels in batches:
-        labels.append(batch_labels)
-        yield images
+def _stream(
+    apply: Callable[[Variables, jax.Array], dict[str, jax.Array]],
+    variables: Variables,
+    source: data.Source,
+    batch_size: int,
+    labels: list[np.ndarray],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Applies a network to all images of a split, and appends their labels to the list."""
+    settings = batch_size, distributed.all_devices(), len(source)
+
+    def images():
+        for images, batch_labels in data.one_pass(source, rows_at_a_time(*settings)):
+            labels.append(batch_labels)
+            yield images
+
+    return on_devices(apply, *settings)(variables, images())
 
 
 def _bar(*args: Any, **kwargs: Any) -> tqdm:

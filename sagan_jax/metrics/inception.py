@@ -258,7 +258,7 @@ def load(
 
     Args:
       path: as in `load_variables`.
-      batch_size: images at a time.
+      batch_size: images at a time on each device.
 
     Returns:
       A function of images uint8 [N, H, W, 3]. It returns float32 arrays with N rows by the names

@@ -14,19 +14,22 @@ def on_devices(
     apply: Callable[[Any, Any], Any],
     batch_size: int,
     devices: list[jax.Device] | None = None,
+    total: int | None = None,
 ) -> Callable[[Any, Iterable[Any]], Iterator[Any]]:
     """Builds `stream(variables, batches)`, which iterates over results for batches of rows.
 
-    Batches of any length are cut into parts of `batch_size`, rounded up to a multiple of the
-    devices, which share each part. The last part is padded and its padding removed afterwards. So
-    `apply` is compiled once, no row is dropped, and the results depend neither on `batch_size` nor
-    on the number of devices by more than rounding.
+    Batches of any length are cut into parts of `batch_size` rows for each device. The last part of
+    a batch is padded and its padding removed afterwards. So `apply` is compiled once, no row is
+    dropped, and the results depend neither on `batch_size` nor on the number of devices by more
+    than rounding.
 
     Args:
       apply: `apply(variables, rows) -> results`. Must process each row independently.
-      batch_size: rows at a time.
+      batch_size: rows at a time on each device.
       devices: the local devices by default. If they belong to several processes, all of these must
         call `stream` with the same batches, and all receive all results.
+      total: the rows of all batches together, if they are known to be few. No part is then longer
+        than its devices need.
 
     Returns:
       `stream(variables, batches)`. Batches and results are arrays [n, …] or trees of arrays of the
@@ -35,7 +38,7 @@ def on_devices(
     devices = devices or jax.local_devices()
     mesh = Mesh(np.array(devices), ('batch',))
     split, whole = NamedSharding(mesh, PartitionSpec('batch')), NamedSharding(mesh, PartitionSpec())
-    part = -(-batch_size // len(devices)) * len(devices)
+    part = rows_at_a_time(batch_size, devices, total)
     run = jax.jit(apply, in_shardings=(whole, split), out_shardings=whole)
 
     def fetch(results: Any, count: int) -> Any:
@@ -60,3 +63,12 @@ def on_devices(
             yield fetch(*waiting)
 
     return stream
+
+
+def rows_at_a_time(
+    batch_size: int, devices: list[jax.Device] | None = None, total: int | None = None
+) -> int:
+    """The rows in each part of `on_devices`, which has the same arguments."""
+    devices = devices or jax.local_devices()
+    share = batch_size if total is None else min(batch_size, -(-total // len(devices)))
+    return max(share, 1) * len(devices)

@@ -33,7 +33,7 @@ class Model:
 
     Image i depends only on the seed, on i and on its class, up to rounding: neither the other
     images nor the number of devices affect it. Images are drawn on all local devices,
-    `config.evaluation.batch_size` at a time.
+    `config.evaluation.batch_size` at a time on each.
 
     Attributes:
       run: the run's folder.

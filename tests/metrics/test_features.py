@@ -8,7 +8,7 @@ import pytest
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import scores
 from sagan_jax.metrics.features import collect
-from sagan_jax.system.streaming import on_devices
+from sagan_jax.system.streaming import on_devices, rows_at_a_time
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 4, 3, 3), np.uint8)
 WEIGHTS = {'w': np.random.default_rng(1).normal(size=(36, 5)).astype(np.float32)}
@@ -57,9 +57,29 @@ def test_all_batches_share_one_compilation(monkeypatch):
         shapes.append(images.shape)
         return network(variables, images)
 
-    run = on_devices(recording, batch_size=10)
+    run = on_devices(recording, batch_size=2)
     assert sum(len(part['logits']) for part in run(WEIGHTS, in_batches([20, 1]))) == 21
-    assert shapes == [(16, 4, 3, 3)]  # ten, rounded up to eight devices
+    assert shapes == [(16, 4, 3, 3)]  # two for each of eight devices
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'total', 'rows'),
+    [(64, None, 512), (64, 10_000, 512), (64, 513, 512), (64, 50, 56), (64, 8, 8), (5, 1, 8)],
+)
+def test_every_device_has_its_own_batch_and_few_rows_no_padding_beyond_them(
+    batch_size, total, rows
+):
+    seen = []
+
+    def recording(variables, images):
+        seen.append(len(images))
+        return network(variables, images)
+
+    devices = jax.devices()[:8]
+    assert rows_at_a_time(batch_size, devices, total) == rows
+    (part,) = on_devices(recording, batch_size, devices, total)(WEIGHTS, [IMAGES[:1]])
+    assert len(part['logits']) == 1
+    assert seen == [rows]
 
 
 def stream(total, batch, d=64):
