@@ -28,7 +28,9 @@ def checked_copy(step: int, state: Any, manager: ocp.CheckpointManager | None) -
       DivergedError: if a value is not finite.
       UserError: if the replicas differ.
     """
-    copy = jax.tree.map(np.array, replicas.single_copy(state))
+    single = replicas.single_copy(state)
+    jax.copy_to_host_async(single)  # all arrays at once, instead of one after the other
+    copy = jax.tree.map(np.array, single)
     leaves = integrity.named_leaves(copy)
     check_replicas(step, list(leaves), replicas.create_checksums()(state), manager)
     check_finite(step, leaves, manager)
