@@ -122,15 +122,15 @@ def main(argv: list[str]) -> None:
     asked = _WORKDIR.value or str(_default_workdir())
     paths.check_data_path(asked, '--workdir')
     workdir = Path(asked)
+    # Here and below, imports are where they are used: --help and mistakes on the command line are
+    # answered at once, and no mode waits for packages that only others need.
+    from sagan_jax.system import compilation, distributed
+
     if _MODE.value in ('sample', 'export', 'serve'):
+        compilation.use_cache()
         return _use_model(_MODE.value, workdir)
-    # Imported late, so that --help and mistakes on the command line are answered at once.
     from sagan_jax.configuration import checks
-    from sagan_jax.evaluation.evaluate import evaluate
     from sagan_jax.run.folder import RunFolder
-    from sagan_jax.system import distributed
-    from sagan_jax.train import train
-    from sagan_jax.viewing.paper_figures import illustrate
 
     config = _CONFIG.value or RunFolder(workdir).config()
     if _INIT.value:
@@ -140,11 +140,18 @@ def main(argv: list[str]) -> None:
     if config.distributed.coordinator and _MODE.value == 'figures':
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
     with distributed.joined(config):
+        compilation.use_cache()
         if _MODE.value == 'train':
+            from sagan_jax.train import train
+
             return train(config, workdir, _window(_PROFILE.value) if _PROFILE.value else None)
         if _MODE.value == 'evaluate':
+            from sagan_jax.evaluation.evaluate import evaluate
+
             evaluate(config, workdir, _CHECKPOINT.value)
         else:
+            from sagan_jax.viewing.paper_figures import illustrate
+
             points = [_point(text) for text in _POINTS.value]
             kinds = [] if 'all' in _FIGURES.value else _FIGURES.value
             illustrate(config, workdir, _CHECKPOINT.value, kinds, _CLASSES.value, points)
@@ -173,12 +180,11 @@ def _write_report(workdir: Path) -> None:
 def _use_model(mode: str, workdir: Path) -> None:
     from sagan_jax.run import lock
     from sagan_jax.run.folder import RunFolder
-    from sagan_jax.trained.export import export
     from sagan_jax.trained.model import load
-    from sagan_jax.trained.sample_files import write_samples
-    from sagan_jax.viewing.serve import serve
 
     if mode == 'serve':
+        from sagan_jax.viewing.serve import serve
+
         serve(workdir, _HOST.value, _PORT.value)
         return
     run = RunFolder(workdir)
@@ -188,8 +194,12 @@ def _use_model(mode: str, workdir: Path) -> None:
     with lock.owned(run, 'an --output elsewhere') if is_inside else contextlib.nullcontext():
         model = load(workdir, _CHECKPOINT.value, _CONFIG.value)
         if mode == 'export':
+            from sagan_jax.trained.export import export
+
             export(model, workdir, output)
         else:
+            from sagan_jax.trained.sample_files import write_samples
+
             settings = _CLASSES.value, _NUM_IMAGES.value, _SAMPLE_SEED.value, _TRUNCATION.value
             write_samples(model, output, _DRAW.value, *settings)
 

@@ -54,6 +54,7 @@ class Run:
         other than the first.
       stopwatch: measures the speed between two log lines.
       warned: signs of collapse that were reported and still hold.
+      hinted: whether `steps_per_call` was recommended.
       unsaved_best: the step and the state of the best checkpoint, if it could not be written.
       save_failed: whether the last checkpoint could not be written.
       ending: whether the loop ends before the last step.
@@ -75,6 +76,7 @@ class Run:
     confirm: Callable[[], None] | None
     stopwatch: Stopwatch
     warned: frozenset[str] = frozenset()
+    hinted: bool = False
     unsaved_best: tuple[int, TrainState] | None = None
     save_failed: bool = False
     ending: bool = False

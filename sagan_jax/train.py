@@ -22,7 +22,7 @@ from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.health import DivergedError, check_finite, checked_copy
 from sagan_jax.run.logs import progress
 from sagan_jax.state import TrainState
-from sagan_jax.system import distributed
+from sagan_jax.system import compilation, distributed
 from sagan_jax.system.signals import Interrupted, collected
 from sagan_jax.system.untrusted import reason
 from sagan_jax.viewing import report
@@ -79,10 +79,12 @@ def _train(run: Run, state: TrainState) -> None:
     step = int(state.step)
     with collected(run.signals):
         begin(run, step, state)
+        programs = compilation.programs_read()
         for call, batch in enumerate(run.batches):
             if run.ending:
                 break
-            with jax.profiler.StepTraceAnnotation('train', step_num=step):
+            annotation = jax.profiler.StepTraceAnnotation('train', step_num=step)
+            with annotation, run.stopwatch.calling():
                 state, metrics = run.train_step(state, *batch)
             step += config.steps_per_call
             run.ending = run.poll(bool(run.signals))
@@ -90,7 +92,7 @@ def _train(run: Run, state: TrainState) -> None:
             if len(in_flight) > _IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
             if call == 0:
-                report_compilation(run, step, metrics)
+                report_compilation(run, step, metrics, compilation.programs_read() > programs)
             if run.profile:
                 run.profile.update(step, metrics)
             due = [act for every, act in actions if is_due(config, step, *every)]
@@ -117,6 +119,7 @@ def periodic_actions(config: ml_collections.ConfigDict) -> list[tuple[tuple[int,
         ((log, draw, save, score), check_values),
         ((draw,), draw_samples),
         ((log, draw), warn_of_collapse),
+        ((log,), hint_at_steps_per_call),
         ((log,), log_metrics),
         ((score,), score_samples),
         ((log, save), save_checkpoint),
@@ -164,6 +167,23 @@ def warn_of_collapse(run: Run, step: int, state: TrainState, values: Values) -> 
         if name not in run.warned:
             print(f'warning        at step {step}, {sentence}')
     run.warned = frozenset(found)
+
+
+def hint_at_steps_per_call(run: Run, step: int, state: TrainState, values: Values) -> None:
+    """Recommends `steps_per_call` once, if calling the step takes over a tenth of the time.
+
+    Not on a CPU, whose devices may compute during the call, and where several steps in one call are
+    compiled one after the other.
+    """
+    share = run.stopwatch.share_of_calls()
+    if run.hinted or share <= 0.1 or jax.default_backend() == 'cpu':
+        return
+    run.hinted = True
+    print(
+        f'hint           {share:.0%} of the time the host hands steps to the devices: a larger '
+        f'steps_per_call hands over several at once, as --config.steps_per_call='
+        f'{10 * run.config.steps_per_call}'
+    )
 
 
 def log_metrics(run: Run, step: int, state: TrainState, values: Values) -> None:
@@ -250,10 +270,11 @@ def begin(run: Run, step: int, state: TrainState) -> None:
     run.stopwatch.restart(step)
 
 
-def report_compilation(run: Run, step: int, metrics: object) -> None:
-    """Waits for the first call of the step and says how long it took."""
+def report_compilation(run: Run, step: int, metrics: object, was_read: bool) -> None:
+    """Waits for the first call of the step; says how long it took and if its program was read."""
     jax.block_until_ready(metrics)
-    print(f'first step     after {run.stopwatch.seconds():.0f} s of compilation')
+    how = f'from {jax.config.values["jax_compilation_cache_dir"]}' if was_read else 'of compilation'
+    print(f'first step     after {run.stopwatch.seconds():.1f} s {how}')
     run.stopwatch.restart(step)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,32 @@ def run(*arguments, cwd=Path(__file__).parents[1], program='sagan_jax.main'):
         timeout=300,
         check=False,
     )
+
+
+SLOW = {'matplotlib', 'tensorboardX', 'tensorflow_datasets', 'grain', 'scipy', 'jinja2'}
+TRAINING = SLOW - {'matplotlib'} | {'torch'}  # tensorboardX imports PyTorch if it is installed
+
+
+@pytest.mark.parametrize(
+    ('start', 'allowed'),
+    [
+        ('-m sagan_jax.main --mode sample --workdir {run} --output {output}', set()),
+        ('-c "import sagan_jax.train, sagan_jax.evaluation.evaluate"', TRAINING),
+    ],
+)
+def test_a_mode_imports_only_what_it_needs(start, allowed, trained_workdir, tmp_path):
+    start = start.format(run=trained_workdir, output=tmp_path / 'a.png')
+    result = subprocess.run(
+        [sys.executable, '-X', 'importtime', *shlex.split(start)],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {'SAGAN_JAX_LARGE_PAGES': '0'},  # a restarted process imports twice
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = re.findall(r'^import time:.*\| *(\w+)', result.stderr, re.MULTILINE)
+    assert 'jax' in names
+    assert not set(names) & (SLOW | {'tensorflow', 'torch'}) - allowed
 
 
 def assert_refused(result, *parts):

@@ -22,7 +22,7 @@ from sagan_jax.evaluation.evaluate import evaluate
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.run.logs import RunLog
+from sagan_jax.run.logs import RunLog, Stopwatch
 from sagan_jax.state import create_state
 from sagan_jax.system import distributed
 from sagan_jax.train import is_due, periodic_actions, save_best, train
@@ -388,6 +388,23 @@ def test_a_best_state_is_kept_until_it_is_saved(monkeypatch):
         save_best(run)
     assert asked == [(4, 'state', 'config')] * 3
     assert run.unsaved_best is None
+
+
+@pytest.mark.parametrize(
+    ('backend', 'share', 'is_hinted'),
+    [('gpu', 0.11, True), ('tpu', 0.9, True), ('gpu', 0.1, False), ('cpu', 0.9, False)],
+)
+def test_steps_per_call_is_recommended_once(monkeypatch, capsys, backend, share, is_hinted):
+    stopwatch = Stopwatch(step=0)
+    monkeypatch.setattr(stopwatch, 'share_of_calls', lambda: share)
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    run = types.SimpleNamespace(stopwatch=stopwatch, config=tiny.config(), hinted=False)
+    for step in (100, 200):
+        training.hint_at_steps_per_call(run, step, None, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == is_hinted
+    assert all(f'{share:.0%} of the time' in line for line in lines)
+    assert all('--config.steps_per_call=10' in line for line in lines)
 
 
 @pytest.mark.parametrize('error', [KeyError('x'), MemoryError(), UserError('It is damaged.')])

@@ -6,6 +6,7 @@ if __name__ == '__main__':
     ending.prepare()  # before the imports that take seconds
 
 import argparse
+import contextlib
 import json
 import sys
 import warnings
@@ -20,7 +21,7 @@ from sagan_jax.images import read
 from sagan_jax.metrics import folders, inception, scores
 from sagan_jax.metrics.comparison import DENSITY_NEIGHBOURS, compare
 from sagan_jax.metrics.features import Collected, collect
-from sagan_jax.system import numerics
+from sagan_jax.system import compilation, numerics
 from sagan_jax.system.failures import writing
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.paths import check_path
@@ -118,6 +119,8 @@ def _score(options: argparse.Namespace) -> list[dict[str, Any]]:
             )
 
     # ---- features ----
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is JSON
+        compilation.use_cache()
     network = inception.network(options.weights)
     stream = on_devices(network.apply, options.batch_size)
     first = paths['real'][0]

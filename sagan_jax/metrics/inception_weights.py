@@ -17,7 +17,7 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.types_pb2 import DT_FLOAT
 
 from sagan_jax.errors import UserError
-from sagan_jax.system import download
+from sagan_jax.system import download, paths
 from sagan_jax.system.files import atomic_path
 
 ARCHIVE = 'inception-2015-12-05.tgz'
@@ -48,7 +48,7 @@ def find(path: str | os.PathLike | None = None) -> Path:
 
 
 def _cached() -> Path:
-    folder = download.cache_folder()
+    folder = paths.cache_folder()
     path, record = folder / ARCHIVE, folder / f'{ARCHIVE}.sha256'
     if not path.is_file():
         download.download(

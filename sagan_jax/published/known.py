@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from sagan_jax.errors import UserError
 from sagan_jax.published.conversion import name_checksum
-from sagan_jax.system import download
+from sagan_jax.system import download, paths
 
 PREFIX = 'https://download.openmmlab.com/mmgen/sagan/'
 
@@ -69,7 +69,7 @@ def fetch(name: str) -> Path:
     if name not in FILES:
         raise UserError(f'There is no known file {name!r}: choose among {", ".join(FILES)}.')
     known = FILES[name]
-    path = download.cache_folder() / known.file
+    path = paths.cache_folder() / known.file
 
     def accept(sha256: str) -> None:
         if not sha256.startswith(str(name_checksum(known.file))):

@@ -122,7 +122,7 @@ class Stopwatch:
 
     def restart(self, step: int) -> None:
         """Begins again at `step`."""
-        self._step, self._since = step, time.monotonic()
+        self._step, self._since, self._calling = step, time.monotonic(), 0.0
 
     def lap(self, step: int) -> float | None:
         """Steps per second since the last lap or restart; None for no step. Begins again."""
@@ -133,6 +133,19 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds since the last lap or restart."""
         return time.monotonic() - self._since
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """Measures the block, in which steps are handed to the devices, by itself too."""
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._calling += time.monotonic() - since
+
+    def share_of_calls(self) -> float:
+        """The share of `calling` in the time since the last lap or restart."""
+        return self._calling / max(self.seconds(), 1e-9)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

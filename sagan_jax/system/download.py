@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import os
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,6 @@ from tqdm import tqdm
 
 from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: the folder `sagan_jax` of XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'sagan_jax'
 
 
 def download(url: str, path: Path, accept: Callable[[str], None], otherwise: str) -> None:

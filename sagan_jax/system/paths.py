@@ -92,6 +92,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             check(value, f'--config.{key}')
 
 
+def cache_folder() -> Path:
+    """Where downloads and compiled programs are kept: `sagan_jax` in XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+      RuntimeError: if the user has no home.
+    """
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'sagan_jax'
+
+
 def folder_names(names: Sequence[str], reserved: Sequence[str] = ()) -> list[str]:
     """A folder's name for each class: a single part of a path, each different from the others.
 

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sagan_jax import figures, sampling
+from sagan_jax import sampling
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation import training_data
-from sagan_jax.evaluation.neighbours import nearest_images
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.system.failures import writing
 from sagan_jax.system.files import atomic_path, locked, remove_partial
@@ -119,16 +117,7 @@ def _write_png(
 
     images, labels = model.sample(classes, n, seed, truncation), model.labels(classes, n)
     if kind == 'nearest':
-        source = training_data.load(model.config, model.run)
-        found = nearest_images(model.config, source, images, _NEIGHBOURS)
-        figure = figures.neighbours_figure(images, found.images, found.distances)
-        figures.save_figure(path, figure)
-        print(
-            'nearest        training image, median distance: '
-            f'{np.median(found.distances[:, 0]):.3g} from a sample, '
-            f'{np.median(found.among_images):.3g} from another training image'
-        )
-        return None
+        return _write_nearest(model, path, images)
     columns = math.isqrt(n - 1) + 1
     num_classes = len(classes or model.class_names)
     if kind == 'ranking':
@@ -138,6 +127,23 @@ def _write_png(
     elif 1 < num_classes < n and n % num_classes == 0:  # one class per row
         images, columns = sampling.in_rows(images, num_classes), n // num_classes
     return save_png(path, image_grid(images, columns))
+
+
+def _write_nearest(model: Model, path: Path, images: np.ndarray) -> None:
+    # Here, because the other kinds need neither training data nor Matplotlib.
+    from sagan_jax import figures
+    from sagan_jax.evaluation import training_data
+    from sagan_jax.evaluation.neighbours import nearest_images
+
+    source = training_data.load(model.config, model.run)
+    found = nearest_images(model.config, source, images, _NEIGHBOURS)
+    figure = figures.neighbours_figure(images, found.images, found.distances)
+    figures.save_figure(path, figure)
+    print(
+        'nearest        training image, median distance: '
+        f'{np.median(found.distances[:, 0]):.3g} from a sample, '
+        f'{np.median(found.among_images):.3g} from another training image'
+    )
 
 
 # ---- Any number of images, with a few batches in memory. ----------------------------------------

@@ -61,3 +61,17 @@ def test_the_stopwatch_leaves_out_pauses(monkeypatch):
     now += 2.0
     assert stopwatch.seconds() == 2.0
     assert stopwatch.lap(14) == 0.5
+
+
+def test_the_stopwatch_measures_the_share_of_calls(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(logs.time, 'monotonic', lambda: now)
+    stopwatch = Stopwatch(step=0)
+    for waiting in (1.0, 2.0):
+        with stopwatch.calling():
+            now += 0.5
+        now += waiting
+    assert stopwatch.share_of_calls() == 1 / 4
+    stopwatch.lap(2)
+    now += 1.0
+    assert stopwatch.share_of_calls() == 0
