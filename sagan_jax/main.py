@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(asked)
     # Here and below, imports are where they are used: --help and mistakes on the command line are
     # answered at once, and no mode waits for packages that only others need.
-    from sagan_jax.system import compilation, distributed
+    from sagan_jax.system import compilation, distributed, numerics
 
     if _MODE.value in ('sample', 'export', 'serve'):
         compilation.use_cache()
@@ -139,6 +139,8 @@ def main(argv: list[str]) -> None:
     checks.check(config)  # one that was read from a run may lack keys
     if config.distributed.coordinator and _MODE.value == 'figures':
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
+    if config.deterministic:
+        numerics.make_deterministic()
     with distributed.joined(config):
         compilation.use_cache()
         if _MODE.value == 'train':

@@ -104,6 +104,8 @@ def open_run(
     """
     # Refuse early what cannot work, before anything is written.
     numerics.check()
+    if config.deterministic:
+        numerics.check_deterministic()
     _check_processes(config)
     checks.check_batch(config, jax.device_count())
     state_shapes(config)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sagan_jax import spectral_norm
-from tests.traced import precisions
+from tests.traced import operations, precisions
 
 
 def example(seed=0):
@@ -42,7 +42,7 @@ def test_all_products_are_float32_on_every_platform():
 
     params = example()
     stats = spectral_norm.init(jax.random.key(0), params)
-    assert precisions(sigmas_and_gradients, params, stats) == {'HIGHEST'}
+    assert precisions(operations(sigmas_and_gradients, params, stats)) == {'HIGHEST'}
 
 
 def test_statistics_exist_for_normalised_weights_only():

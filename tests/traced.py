@@ -1,6 +1,6 @@
 """The operations of a traced function."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -24,10 +24,10 @@ def operations(function: Callable, *args: Any) -> Iterator[JaxprEqn]:
     return inner(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def precisions(function: Callable, *args: Any) -> set[str | None]:
-    """The precisions of all matrix products and convolutions of a function; None if it has none."""
+def precisions(equations: Iterable[JaxprEqn]) -> set[str | None]:
+    """The precisions of all matrix products and convolutions; None for one without."""
     found = set()
-    for equation in operations(function, *args):
+    for equation in equations:
         if equation.primitive.name in PRODUCTS:
             precision = equation.params['precision']
             found |= {None} if precision is None else {each.name for each in precision}

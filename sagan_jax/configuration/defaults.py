@@ -19,6 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Of the networks' products in float32, as JAX names it: 'default', for which a TPU rounds to
     # bfloat16 and an NVIDIA GPU to TF32; 'high'; or 'highest', float32. A CPU always has float32.
     config.matmul_precision = 'default'
+    # Only operations that an NVIDIA GPU always computes with the same result, so that a run resumes
+    # bit for bit; slower. It changes nothing elsewhere.
+    config.deterministic = False
     config.steps_per_call = 1  # steps that the devices run without waiting for the host
     # Each device divides its batch into this many parts, computed one after the other, to save
     # memory. Batch moments are then those of a part.

@@ -27,6 +27,7 @@ FREE_KEYS = (
     'keep_checkpoints',
     'evaluate_every',
     'divergence_restarts',
+    'deterministic',  # rounding alone; the flag of XLA is recorded
     # Places. `check_data` compares what is there.
     'dataset.data_dir',
     'dataset.source_dir',

@@ -29,6 +29,7 @@ _SETTINGS = (
     'jax_exec_time_optimization_effort',
 )
 _FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
+_DETERMINISTIC = '--xla_gpu_deterministic_ops=true'  # every version accepts it on any machine
 _VARIABLES = ('NVIDIA_TF32_OVERRIDE',)
 # Flags of XLA that write files or make virtual devices.
 _HARMLESS = ('--xla_dump', '--xla_force_host_platform_device_count')
@@ -53,6 +54,31 @@ def check() -> None:
                 f'JAX is set to {name}={value}, with which the same seed gives another run: unset '
                 f'{name.upper()} in the environment, or set it to {accepted[0]}.'
             )
+
+
+def make_deterministic() -> None:
+    """Has XLA choose only operations that an NVIDIA GPU always computes with the same result.
+
+    Call it before JAX's first computation. XLA then compiles them without trying out which is
+    fastest (https://openxla.org/xla/determinism).
+    """
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DETERMINISTIC}'.lstrip()
+
+
+def check_deterministic() -> None:
+    """Refuses a GPU without the flag that `make_deterministic` sets.
+
+    Raises:
+      UserError: saying how to set it.
+    """
+    import jax
+
+    flags = _significant(os.environ.get('XLA_FLAGS', '')).split()
+    if jax.default_backend() == 'gpu' and _DETERMINISTIC not in flags:
+        raise UserError(
+            f'deterministic=True needs {_DETERMINISTIC} in XLA_FLAGS before JAX computes anything: '
+            'set it in the environment, or leave out deterministic.'
+        )
 
 
 def record() -> dict[str, str]:

@@ -50,6 +50,7 @@ def valid(draw):
         'seed': [0, 1, 2**32 - 1],
         'dtype': ['float32', 'bfloat16'],
         'matmul_precision': ['default', 'high', 'highest'],
+        'deterministic': [False, True],
         'loss': ['hinge', 'non_saturating'],
         'batch_size': [4, 8],
         'dataset.num_classes': [0, 1, 3] if found['model.conditioning'] == 'none' else [1, 3],

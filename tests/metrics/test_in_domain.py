@@ -6,7 +6,7 @@ from scipy import ndimage
 from sagan_jax import metrics
 from sagan_jax.data import shapes
 from sagan_jax.metrics import in_domain
-from tests.traced import precisions
+from tests.traced import operations, precisions
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def test_all_products_are_float32_on_every_platform(drawn_images):
             variables
         )
 
-    assert precisions(gradients, variables) == {'HIGHEST'}
+    assert precisions(operations(gradients, variables)) == {'HIGHEST'}
 
 
 def batches(drawn_images, steps, size=64):

@@ -5,7 +5,7 @@ from flax.traverse_util import flatten_dict
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import inception
-from tests.traced import precisions
+from tests.traced import operations, precisions
 
 LAYERS = {'64', '192', '768', '2048', 'logits_unbiased', 'logits'}
 
@@ -13,7 +13,7 @@ LAYERS = {'64', '192', '768', '2048', 'logits_unbiased', 'logits'}
 def test_all_products_are_float32_on_every_platform():
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
     variables = jax.eval_shape(inception.Inception().init, jax.random.key(0), images)
-    assert precisions(inception.apply, variables, images) == {'HIGHEST'}
+    assert precisions(operations(inception.apply, variables, images)) == {'HIGHEST'}
 
 
 @pytest.fixture(scope='module')

@@ -19,6 +19,7 @@ LATER_KEYS = (  # not in 0.1.0
     'mode_seeking_weight',
     'optimizer.decay_from',
     'matmul_precision',
+    'deterministic',
 )
 
 

@@ -8,11 +8,11 @@ from sagan_jax.run import provenance
 from sagan_jax.run.folder import RunFolder
 from tests import tiny
 
-# Lengths, intervals, places and speeds.
+# Lengths, intervals, places, speeds and rounding.
 FREE = {
     *('num_train_steps', 'steps_per_call', 'log_every', 'sample_every', 'checkpoint_every'),
     *('keep_checkpoints', 'evaluate_every', 'divergence_restarts', 'dataset.data_dir'),
-    *('dataset.source_dir', 'dataset.on_device'),
+    *('dataset.source_dir', 'dataset.on_device', 'deterministic'),
 }
 KEYS = [
     key

@@ -70,6 +70,43 @@ def test_of_the_flags_those_that_change_numbers_are_recorded(chosen, others, ran
             assert numerics.record()['XLA_FLAGS'] == ' '.join(sorted(last.values()))
 
 
+@pytest.mark.parametrize('before', ['', '--xla_a=1', '--xla_gpu_deterministic_ops=false'])
+def test_a_gpu_needs_the_flag_of_a_deterministic_run(before, monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', before)
+    numerics.check_deterministic()  # on a CPU
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    message = 'deterministic=True needs --xla_gpu_deterministic_ops=true in XLA_FLAGS before'
+    with pytest.raises(UserError, match=message):
+        numerics.check_deterministic()
+    numerics.make_deterministic()
+    numerics.check_deterministic()
+    assert '--xla_gpu_deterministic_ops=true' in numerics.record()['XLA_FLAGS'].split()
+    assert ('--xla_a=1' in numerics.record()['XLA_FLAGS']) == (before == '--xla_a=1')
+
+
+# The command line up to the point where JAX may start, with the flags of XLA there.
+START = """
+import os, runpy, sys
+from sagan_jax.system import distributed
+distributed.joined = lambda config: sys.exit(os.environ.get('XLA_FLAGS', ''))
+sys.argv[0] = 'main'
+runpy.run_module('sagan_jax.main', run_name='__main__')
+"""
+
+
+def test_a_command_sets_the_flag_before_jax_starts(tmp_path):
+    root = Path(__file__).parents[2]
+    arguments = ['--config', 'quickstart', '--config.deterministic=True']
+    result = subprocess.run(
+        [sys.executable, '-c', START, *arguments, '--workdir', str(tmp_path / 'run')],
+        env=os.environ | {'PYTHONPATH': str(root), 'SAGAN_JAX_LARGE_PAGES': '0'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stderr.split()[-1] == '--xla_gpu_deterministic_ops=true'
+
+
 @pytest.mark.parametrize(
     ('variable', 'value', 'message'),
     [
