@@ -26,7 +26,7 @@ from sagan_jax import optimizers, spectral_norm
 from sagan_jax.game import Game, Metrics, create_game, discriminator_loss, generate, generator_loss
 from sagan_jax.models import Variables
 from sagan_jax.models.architectures import ARCHITECTURES, first_blocks
-from sagan_jax.state import TrainState
+from sagan_jax.state import TrainState, state_shapes
 from sagan_jax.streams import Stream, draw_noise, stream_key
 from sagan_jax.system import distributed
 from sagan_jax.system.replicas import AXIS, replicate
@@ -287,7 +287,35 @@ def create_train_step(
     Raises:
       UserError: if the configuration cannot run on these devices, see `create_game`.
     """
-    devices = devices or distributed.all_devices()
+    game, run = _create(config, devices or distributed.all_devices())
+    return lambda state, images, labels: run(state, _shard(game, images), _shard(game, labels))
+
+
+def lower_train_step(
+    config: ml_collections.ConfigDict,
+    devices: list[jax.Device],
+    images: jax.ShapeDtypeStruct,
+    labels: jax.ShapeDtypeStruct,
+) -> jax.stages.Lowered:
+    """Lowers the program of `create_train_step` without running anything.
+
+    Args:
+      config: as for `create_train_step`.
+      devices: may be those of a topology, which are not there, see `jax.experimental.topologies`.
+      images, labels: shapes and dtypes of the batches, as for the function that it builds.
+
+    Raises:
+      UserError: as `create_train_step`.
+    """
+    game, run = _create(config, devices)
+    batch = jax.eval_shape(lambda *batch: [_shard(game, a) for a in batch], images, labels)
+    return run.lower(state_shapes(config), *batch)
+
+
+def _create(
+    config: ml_collections.ConfigDict, devices: list[jax.Device]
+) -> tuple[Game, jax.stages.Wrapped]:
+    """The game and the mapped program of `create_train_step`."""
     game = create_game(config, devices)
 
     def steps(state, images, labels):
@@ -295,8 +323,7 @@ def create_train_step(
             lambda state, batch: train_step(game, state, *batch), state, (images, labels)
         )
 
-    run = _on_each(devices, steps, in_axes=(None, 0, 0))
-    return lambda state, images, labels: run(state, _shard(game, images), _shard(game, labels))
+    return game, _on_each(devices, steps, in_axes=(None, 0, 0))
 
 
 def create_gathering_train_step(
@@ -342,7 +369,7 @@ def local_rows(config: ml_collections.ConfigDict) -> np.ndarray:
 
 def _on_each(
     devices: list[jax.Device], steps: Callable, in_axes: tuple[int | None, ...]
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Maps `steps(state, …) -> (state, metrics)` over the devices. The state is donated."""
     return jax.pmap(
         steps, AXIS, in_axes=in_axes, out_axes=(None, None), devices=devices, donate_argnums=0

@@ -45,6 +45,7 @@ SAGAN_JAX = {
 }
 LAUNCH = {
     'benchmark': '',
+    'compile': 'benchmark',
     'sweep': '',
     'convert': '',
     'local_cluster': 'until_done',

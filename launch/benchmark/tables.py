@@ -40,6 +40,12 @@ IDENTITY = (
     Column('batch', _number('batch_size', 'd')),
     Column('dtype', lambda row: row['dtype']),
 )
+TARGET = (
+    Column('target', lambda row: row['target'], '<'),
+    *IDENTITY[:1],
+    Column('widths', lambda row: f'{row["generator_width"]} {row["discriminator_width"]}'),
+    *IDENTITY[3:],
+)
 # Timings on a CPU are unreliable if other processes used it too.
 OTHERS = Column('cores of others', _number('cores_of_others', '.2f'))
 
@@ -121,6 +127,39 @@ COLUMNS = {
         Column('all-reducing ms', _number('all_reduce_seconds', '.2f', 1e3)),
         Column('efficiency', _number('efficiency', '.1%')),
         Column('images/s', _number('images_per_second', ',.0f')),
+    ),
+    # Of launch.compile.
+    'memory': (
+        *TARGET,
+        Column('compile s', _number('compile_seconds', '.0f')),
+        Column('arguments GiB', _number('argument_bytes', '.2f', 2**-30)),
+        Column('temporaries GiB', _number('temporary_bytes', '.2f', 2**-30)),
+        Column('in all GiB', _number('program_bytes', '.2f', 2**-30)),
+        Column('usable GiB', _number('usable_bytes', '.2f', 2**-30)),
+        Column('fits', lambda row: 'yes' if row['fits'] else 'no'),
+        Column('largest batch', _number('largest_batch', ',d')),
+        Column('largest batch is from', lambda row: row['largest_batch_from'], '<'),
+        Column('state arrays not donated', _number('arrays_not_donated', 'd')),
+        Column('', lambda row: row['refused'], '<'),
+    ),
+    'executed': (
+        *TARGET,
+        Column('GFLOP/image', _number('gflop_per_image', '.2f')),
+        Column('of convolutions', _number('convolution_gflop_per_image', '.2f')),
+        Column('convolutions', _number('convolution_count', 'd')),
+        Column('with dilation', _number('dilated_convolution_count', 'd')),
+        Column('written zeros', _number('written_zeros_count', 'd')),
+        Column('bytes GB', _number('accessed_bytes', ',.2f', 1e-9)),
+        Column('kernels', _number('kernels', ',d')),
+        Column('collectives', _number('collectives', 'd')),
+        Column('sent MB', _number('collective_bytes', ',.1f', 1e-6)),
+    ),
+    'predicted': (
+        *TARGET,
+        Column('ms/step', _number('seconds_per_step', ',.2f', 1e3)),
+        Column('images/s', _number('images_per_second', ',.0f')),
+        Column('days/1M steps', _number('days_per_million_steps', ',.1f')),
+        Column('limited by', lambda row: f'{row["limit"]} ({row["limits"][row["limit"]]:.0%})'),
     ),
     'operations': (
         Column('ms per call', _number('seconds', '.2f', 1e3)),
