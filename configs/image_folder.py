@@ -1,13 +1,12 @@
-"""Your own images: a folder with one folder of JPEG or PNG files per class.
+"""Your own images: a folder of JPEG or PNG files, or one folder of these per class.
 
-  python -m sagan_jax.main --config configs/image_folder.py \\
-      --config.dataset.source_dir=IMAGES --config.dataset.num_classes=10
+  python -m sagan_jax.main --config configs/image_folder.py --config.dataset.source_dir=IMAGES
 
-The files are IMAGES/cat/1.jpg, IMAGES/dog/2.png, …, or the same below IMAGES/train and IMAGES/test
-(Train, valid and the like work too). WebP, GIF, BMP, TIFF, PPM, TGA and AVIF are read as well.
-On first use the images are cropped to their centre, resized to `dataset.image_size` (32, 64, 128 or
-256) and stored beside the other data sets of TFDS. To train without classes, put all images into
-one class folder and add --config.dataset.num_classes=1 --config.model.conditioning=none
+The files are IMAGES/1.jpg, IMAGES/2.png, …, which are trained without classes, or IMAGES/cat/1.jpg,
+IMAGES/dog/2.png, …, or either below IMAGES/train and IMAGES/test (Train, valid and the like work
+too). WebP, GIF, BMP, TIFF, PPM, TGA and AVIF are read as well. On first use the images are cropped
+to their centre, resized to `dataset.image_size` (24, 32, 48, 64, 96, … 1024) and stored beside the
+other data sets of TFDS. --config.model.conditioning=none trains without the classes of a folder.
 
 The defaults suit 64×64 on one GPU. --config.dtype=bfloat16 computes activations in half precision.
 On a CPU use --config.dataset.image_size=32 and widths from 16 to 32.
@@ -26,15 +25,15 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.dataset.name = 'image_folder'
     config.dataset.image_size = 64
-    config.dataset.num_classes = 10
+    config.dataset.num_classes = None  # as many as the folder has
     config.dataset.flip = True
 
     config.model.architecture = 'sagan'
     config.model.generator_width = 64
     config.model.discriminator_width = 64
     config.model.z_dim = 128
-    config.model.generator_attention = (16,)
-    config.model.discriminator_attention = (16,)
+    config.model.generator_attention = None  # at 16, or at 12 for images of 48, 96, 192 …
+    config.model.discriminator_attention = None
 
     config.optimizer.generator_lr = 1e-4
     config.optimizer.discriminator_lr = 4e-4

@@ -67,11 +67,11 @@ def main(argv: list[str]) -> None:
     if output.exists():
         raise UserError(f'{output} exists: choose another --output, or remove it.')
     config = CONFIG.value.copy_and_resolve_references() if CONFIG.value else _default_config()
-    asked = config.dataset.image_size, config.dataset.num_classes
+    asked = config.dataset.image_size, config.dataset.num_classes  # None is whatever is found
     bgr = None if COLOURS.value is None else COLOURS.value == 'bgr'
     converted = conversion.convert(files, config, Options(bgr, SKIP.value))
     found = config.dataset.image_size, config.dataset.num_classes
-    if CONFIG.value and found != asked:
+    if CONFIG.value and any(a is not None and a != b for a, b in zip(asked, found, strict=True)):
         raise UserError(
             f'The weights make images of {found[0]}×{found[0]} in {found[1]} classes, but --config '
             f'has {asked[0]}×{asked[0]} and {asked[1]}: choose that of their data.'

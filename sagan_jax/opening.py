@@ -107,6 +107,7 @@ def open_run(
     if config.deterministic:
         numerics.check_deterministic()
     _check_processes(config)
+    config = training_data.resolve(config)
     checks.check_batch(config, jax.device_count())
     state_shapes(config)
     distributed.on_first(lambda: _check_folder(folder))
@@ -346,9 +347,10 @@ def _describe(
     size, counts = config.dataset.image_size, summary.label_counts
     together = f' in {processes} processes' if processes > 1 else ''
     print(f'devices        {len(devices)} × {devices[0].device_kind}{together}')
+    conditional = config.model.conditioning != 'none'
+    classes = f'in {len(source.class_names)} classes' if conditional else 'without classes'
     print(
-        f'data           {config.dataset.name}: {len(source):,} images of {size}×{size} '
-        f'in {len(source.class_names)} classes'
+        f'data           {config.dataset.name}: {len(source):,} images of {size}×{size} {classes}'
     )
     for line in source.passed_over:
         print(f'               {line}')

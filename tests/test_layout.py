@@ -37,7 +37,7 @@ SAGAN_JAX = {
     'evaluation': 'streams configuration system models data metrics run sampling state',
     'trained': 'configuration streams system images figures models metrics run sampling state '
     'evaluation',
-    'viewing': 'system images figures data run sampling evaluation trained',
+    'viewing': 'configuration system images figures data run sampling evaluation trained',
     'opening': 'configuration system models data run sampling state transfer train_step evaluation',
     'train': 'configuration system images run sampling state evaluation viewing opening',
     'main': 'configuration system run evaluation trained viewing train',

@@ -1,12 +1,13 @@
 """A configuration that compiles and runs in seconds, and made-up input for it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sagan_jax import data
 from sagan_jax.configuration import defaults
@@ -29,6 +30,8 @@ def config(**overrides) -> ml_collections.ConfigDict:
             'model.generator_width': 4,
             'model.discriminator_width': 4,
             'model.z_dim': 8,
+            'model.generator_attention': (16,),
+            'model.discriminator_attention': (16,),
             'log_every': 1,
             'sample_every': 4,
             'checkpoint_every': 2,
@@ -61,6 +64,27 @@ def picture_folder(folder: Path, classes: int = 3, count: int = 12) -> Path:
             low = 80 * label % 196
             image = rng.integers(low, low + 60, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(image).save(folder / f'class{label}' / f'{index}.png')
+    return folder
+
+
+def photograph(rng: np.random.Generator, width: int = 80, height: int = 64) -> Image.Image:
+    """A made-up photograph: smooth colours, an object with a sharp edge, and grain."""
+    colours = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    image = Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+    left, top = rng.integers(0, width // 2), rng.integers(0, height // 2)
+    box = (left, top, left + width // 3, top + height // 3)
+    ImageDraw.Draw(image).ellipse(box, tuple(rng.integers(0, 256, 3).tolist()))
+    grain = rng.normal(0, 4, (height, width, 3))
+    return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+
+
+def photographs(folder: Path, count: int, classes: Sequence[str] = ('',), **options) -> Path:
+    """A folder with `count` photographs as JPEG files in each of some class folders."""
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            photograph(rng, **options).save(folder / name / f'{index}.jpg')
     return folder
 
 

@@ -89,6 +89,7 @@ def main(argv: list[str]) -> None:
 
     from launch.benchmark import hardware, sections
     from sagan_jax.configuration import checks
+    from sagan_jax.evaluation import training_data
 
     devices = devices or [jax.local_device_count()]
     if max(devices) > jax.local_device_count():
@@ -112,6 +113,7 @@ def main(argv: list[str]) -> None:
     chosen, configs = _chosen(sections.SECTIONS), list(_grid(CONFIG.value))
     for config in configs:
         checks.check(config)
+    configs = [training_data.resolve(config) for config in configs]
 
     def write() -> None:
         described = {'command': sys.argv, 'machine': machine, 'config': CONFIG.value.to_dict()}

@@ -86,15 +86,15 @@ class Generator(nn.Module):
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()
         model, norm = config.model, config.batch_norm
-        multiples = ARCHITECTURES[model.architecture][config.dataset.image_size].generator
-        start, *widths = (model.generator_width * multiple for multiple in multiples)
+        arch = ARCHITECTURES[model.architecture][config.dataset.image_size]
+        first, *widths = (model.generator_width * multiple for multiple in arch.generator)
         classes = config.dataset.num_classes if model.conditioning == 'projection' else 0
-        self.start, self.blocks, inputs = start, len(widths), start
-        self.dense = nn.Linear(model.z_dim, 4 * 4 * start)
+        self.start, self.blocks, inputs = arch.start, len(widths), first
+        self.dense = nn.Linear(model.z_dim, arch.start**2 * first)
         for number, width in enumerate(widths, start=1):
             block_norm = partial(BatchNorm, classes=classes, decay=norm.decay, epsilon=norm.epsilon)
             self.add_module(f'block{number}', UpBlock(inputs, width, block_norm))
-            size, inputs = 4 * 2**number, width
+            size, inputs = arch.start * 2**number, width
             if size in model.generator_attention:
                 self.add_module(f'attention{size}', SelfAttention(width))
         self.norm = BatchNorm(inputs, 0, norm.last_decay, norm.epsilon)
@@ -102,7 +102,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """z [B, z_dim], labels [B] → images float32 [B, 3, S, S] in [-1, 1]."""
-        x = self.dense(z).view(-1, 4, 4, self.start).permute(0, 3, 1, 2)
+        x = self.dense(z).view(len(z), self.start, self.start, -1).permute(0, 3, 1, 2)
         for number in range(1, self.blocks + 1):
             x = getattr(self, f'block{number}')(x, labels)
             if hasattr(self, f'attention{x.shape[2]}'):

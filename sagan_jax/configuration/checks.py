@@ -3,6 +3,8 @@
 The commands, `train` and `load` check a configuration once; the functions below them trust it.
 """
 
+import itertools
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,11 +14,7 @@ import ml_collections
 from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from sagan_jax.losses import LOSSES
-from sagan_jax.models.architectures import (
-    ARCHITECTURES,
-    discriminator_resolutions,
-    generator_resolutions,
-)
+from sagan_jax.models.architectures import ARCHITECTURES, attention_resolutions
 
 
 class Range(NamedTuple):
@@ -111,8 +109,8 @@ _TYPES = {
     int: 'an integer',
     float: 'a number below 1e308',
     str: 'text',
-    type(None): 'text or None',
     tuple: 'a tuple of integers',
+    type(None): 'None',
     ml_collections.ConfigDict: 'a section with keys',
 }
 
@@ -123,6 +121,8 @@ MIN_PAIRS = 30  # for FID∞, which needs the most of all scores over pairs
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses an invalid configuration before it causes some other error much later.
+
+    What is None, see `resolving.resolve`, is accepted.
 
     Raises:
       UserError: naming the first key that is missing or unknown, that has another type than its
@@ -138,7 +138,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_types(config)
     for key, (minimum, maximum, words) in RANGES.items():
         value = _value(config, key)
-        if not minimum <= value <= maximum:  # refuses NaN too
+        if value is not None and not minimum <= value <= maximum:  # refuses NaN too
             raise UserError(f'{key}={_shown(value)} should be {words}.')
     for key, choices in CHOICES.items():
         value = _value(config, key)
@@ -152,8 +152,8 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     """The dotted names of keys, of a configuration or its JSON values, that the defaults lack."""
-    known = {key for key, _, _ in _with_defaults(defaults.get_config())} | {*defaults.get_config()}
-    return [key[:_LONGEST] for key, _, _ in _with_defaults(config) if key not in known]
+    known = {key for key, _, _ in _with_types(defaults.get_config())} | {*defaults.get_config()}
+    return [key[:_LONGEST] for key, _, _ in _with_types(config) if key not in known]
 
 
 def check_types(config: Mapping[str, Any]) -> None:
@@ -166,9 +166,10 @@ def check_types(config: Mapping[str, Any]) -> None:
     Raises:
       UserError: naming the first such key.
     """
-    for key, value, default in _with_defaults(config):
-        if not _has_type(value, default):
-            raise UserError(f'{key}={_shown(value)} should be {_TYPES[type(default)]}.')
+    for key, value, wanted in _with_types(config):
+        if not _has_type(value, wanted):
+            words = ' or '.join(_TYPES[each] for each in wanted)
+            raise UserError(f'{key}={_shown(value)} should be {words}.')
 
 
 def check_batch(config: ml_collections.ConfigDict, devices: int) -> None:
@@ -202,29 +203,36 @@ def _value(config: ml_collections.ConfigDict, key: str) -> Any:
         ) from error
 
 
-def _with_defaults(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The keys of a configuration by dotted name, each with its value and its default."""
+def _with_types(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[type, ...]]]:
+    """The keys of a configuration by dotted name, each with its value and the types it may have.
+
+    Keys that the defaults lack may have none.
+    """
     known = defaults.get_config()
     for name, value in config.items():
-        default = known.get(name)
-        if isinstance(value, _SECTIONS) and isinstance(default, _SECTIONS):
+        if isinstance(value, _SECTIONS) and isinstance(known.get(name), _SECTIONS):
             for key, inner in value.items():
-                yield f'{name}.{key}', inner, default.get(key)
+                yield f'{name}.{key}', inner, _types_of(known[name], key)
         else:
-            yield name, value, default
+            yield name, value, _types_of(known, name)
 
 
-def _has_type(value: Any, default: Any) -> bool:
-    """Whether a value may take the place of a default, whose type is one of `_TYPES`."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if default is None:
-        return value is None or isinstance(value, str)
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(_has_type(each, 0) for each in value)
-    if isinstance(default, float) and isinstance(value, int):
+def _types_of(section: ml_collections.ConfigDict, key: str) -> tuple[type, ...]:
+    if key not in section:
+        return ()
+    none = (type(None),) if section[key] is None else ()  # a placeholder
+    return (section.get_type(key), *none)
+
+
+def _has_type(value: Any, wanted: Sequence[type]) -> bool:
+    """Whether a value is of one of these types, which are among `_TYPES`."""
+    if isinstance(value, bool):
+        return bool in wanted
+    if isinstance(value, tuple):
+        return tuple in wanted and all(_has_type(each, (int,)) for each in value)
+    if isinstance(value, int) and float in wanted:
         return value.bit_length() < sys.float_info.max_exp  # what float can represent
-    return isinstance(value, type(default))
+    return isinstance(value, tuple(wanted))
 
 
 def _shown(value: Any) -> str:
@@ -258,7 +266,7 @@ def _check_schedule(config: ml_collections.ConfigDict) -> None:
 
 def _check_conditioning(config: ml_collections.ConfigDict) -> None:
     model, classes = config.model, config.dataset.num_classes
-    if model.conditioning != 'none' and not classes:
+    if model.conditioning != 'none' and classes == 0:
         raise UserError(
             f'model.conditioning={model.conditioning} needs classes: set '
             '--config.dataset.num_classes, or --config.model.conditioning=none.'
@@ -269,7 +277,8 @@ def _check_conditioning(config: ml_collections.ConfigDict) -> None:
             '--config.model.conditioning=none.'
         )
     _check_class_tables(config)
-    if config.mismatch_weight and not (model.conditioning == 'projection' and classes > 1):
+    enough = classes is None or classes > 1
+    if config.mismatch_weight and not (model.conditioning == 'projection' and enough):
         raise UserError(
             f'mismatch_weight={config.mismatch_weight} needs '
             '--config.model.conditioning=projection and at least two classes: set '
@@ -296,31 +305,32 @@ def _check_networks(config: ml_collections.ConfigDict) -> None:
     model, image_size = config.model, config.dataset.image_size
     sizes = ARCHITECTURES[model.architecture]
     if image_size not in sizes:
+        nearest = sorted(sorted(sizes, key=lambda size: abs(size - image_size))[:2])
         raise UserError(
-            f'The architecture {model.architecture!r} has no networks for '
-            f'dataset.image_size={image_size}: choose --config.dataset.image_size from '
+            f'There are no networks for dataset.image_size={_shown(image_size)}: set '
+            f'--config.dataset.image_size={_one_of(nearest)}, the nearest of '
             f'{", ".join(map(str, sizes))}.'
         )
-    arch = sizes[image_size]
-    maps = generator_resolutions(arch), discriminator_resolutions(arch, image_size)
-    if model.architecture == 'dcgan':
-        maps = [], []
-    blocks = 0 if model.architecture == 'dcgan' else len(arch.discriminator)
+    maps = attention_resolutions(model.architecture, image_size)
+    dcgan = model.architecture == 'dcgan'
+    blocks = 0 if dcgan else len(sizes[image_size].discriminator)
     frozen = config.optimizer.frozen_discriminator_blocks
     if frozen > blocks:
         raise UserError(
             f'optimizer.frozen_discriminator_blocks={frozen} exceeds the {blocks} residual blocks '
             f'of the discriminator: set it to {blocks} or less.'
         )
-    _check_attention('generator', model.generator_attention, maps[0])
-    _check_attention('discriminator', model.discriminator_attention, maps[1])
+    asked = model.generator_attention or (), model.discriminator_attention or ()
+    _check_attention('generator', asked[0], maps[0])
+    _check_attention('discriminator', asked[1], maps[1])
     block = model.attention_query_block
-    for resolution in (*model.generator_attention, *model.discriminator_attention):
+    for resolution in itertools.chain(*asked):
         queries = resolution**2
         if 0 < block < queries and queries % block:
             raise UserError(
                 f'model.attention_query_block={block} does not divide the {queries} queries of the '
-                f'attention at {resolution}: choose a power of two, or 0 for all queries at once.'
+                f'attention at {resolution}: choose a divisor, such as {math.gcd(block, queries)}, '
+                'or 0 for all queries at once.'
             )
 
 
@@ -333,7 +343,7 @@ def _check_attention(network: str, asked: Sequence[int], possible: Sequence[int]
         if resolution not in possible:
             raise UserError(
                 f'model.{network}_attention asks for {resolution}, but the {network} has feature '
-                f'maps of {", ".join(map(str, sorted(set(possible))))}: choose among these.'
+                f'maps of {", ".join(map(str, possible))}: choose among these.'
             )
 
 

@@ -38,9 +38,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset = dataset = ml_collections.ConfigDict()
     dataset.name = 'shapes'  # 'shapes', 'image_folder', or the name of a TFDS data set
     dataset.data_dir = config_dict.placeholder(str)  # prepared data; default: the folder of TFDS
-    dataset.source_dir = config_dict.placeholder(str)  # image_folder: the folder of class folders
-    dataset.image_size = 32  # 32, 64, 128 or 256
-    dataset.num_classes = 10
+    dataset.source_dir = config_dict.placeholder(str)  # image_folder: the folder of images
+    dataset.image_size = 32  # 3·2^k or 4·2^k, from 24 to 1024
+    # None: as many as the data have. With a single one, model.conditioning is then 'none'.
+    dataset.num_classes = config_dict.placeholder(int)
     dataset.flip = False  # mirror real images with probability 1/2
     dataset.on_device = False  # keep all images in the memory of every device
 
@@ -49,8 +50,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.generator_width = 64  # the tables' unit, ch
     model.discriminator_width = 64
     model.z_dim = 128
-    model.generator_attention = (16,)  # resolutions with self-attention, () for none
-    model.discriminator_attention = (16,)
+    # Resolutions with self-attention, () for none. None: at 16, or at 12 for images of 3·2^k.
+    model.generator_attention = config_dict.placeholder(tuple)
+    model.discriminator_attention = config_dict.placeholder(tuple)
     # The block at these resolutions: 'self_attention', or 'residual', with as many parameters.
     model.attention_block = 'self_attention'
     model.attention_value_divisor = 2  # values have C divided by this; 8 in the paper's text

@@ -28,8 +28,11 @@ GROUPS = {
 
 
 def names(image_size: int) -> list[str]:
-    """The variants that exist at an image size: attention is possible up to half of it."""
-    maps = [k for k in FEATURE_MAPS if k <= image_size // 2]
+    """The variants that exist at an image size: attention is possible up to half of it.
+
+    Images of 3·2^k have none of these feature maps.
+    """
+    maps = [k for k in FEATURE_MAPS if k <= image_size // 2 and image_size % 3]
     return [
         'no_attention',
         *(f'feat{k}' for k in maps),

@@ -1,6 +1,6 @@
 """Images and labels: prepared once, then batches as a function of (seed, step)."""
 
-from sagan_jax.data.loading import Source, load
+from sagan_jax.data.loading import Source, count_classes, load
 from sagan_jax.data.reading import (
     Summary,
     all_examples,
@@ -16,6 +16,7 @@ __all__ = [
     'Summary',
     'all_examples',
     'batches',
+    'count_classes',
     'identity',
     'index_batches',
     'load',

@@ -58,7 +58,7 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
       dataset: the configuration's `dataset`. Reads `name`, `data_dir`, `source_dir`, `image_size`
         and `num_classes`. `name` is 'shapes', 'image_folder' (the folder `source_dir`), or a TFDS
         data set with images under 'image' and classes under 'label'. Labels may be missing if
-        `num_classes` is 0 or 1; then all are 0.
+        `num_classes` is 0, 1 or None; then all are 0. With None any number is accepted.
       split: 'train' or 'test'. If there is no 'test', its 'validation' is opened.
 
     Raises:
@@ -67,16 +67,16 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         be written, or TensorFlow is missing.
     """
     title, make_builder, passed_over = _builder(dataset)
-    folder = Path(dataset.data_dir or '~/tensorflow_datasets').expanduser() / dataset.name
+    folder = _folder(dataset)
     with quiet():
         with _reading(folder):
             builder = make_builder()
             class_names = _class_names(builder)
         # Report mistakes before preparing anything, which may take hours.
-        found, wanted = len(class_names or (dataset.name,)), max(1, dataset.num_classes)
-        if found != wanted:
+        found, wanted = len(class_names or (dataset.name,)), dataset.num_classes
+        if wanted is not None and found != max(1, wanted):
             raise UserError(
-                f'{title} has {found} classes but dataset.num_classes is {dataset.num_classes}: '
+                f'{title} has {found} classes but dataset.num_classes is {wanted}: '
                 f'set --config.dataset.num_classes={found}.'
             )
         _check_images(builder, title)
@@ -110,6 +110,13 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
     )
 
 
+def count_classes(dataset: ml_collections.ConfigDict) -> int:
+    """The number of classes of a data set. Prepares nothing. Raises what `load` raises."""
+    _, make_builder, _ = _builder(dataset)
+    with quiet(), _reading(_folder(dataset)):
+        return len(_class_names(make_builder()) or (dataset.name,))
+
+
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
     """Reports prepared data that are damaged in one sentence; other failures pass."""
@@ -122,6 +129,11 @@ def _reading(folder: Path) -> Iterator[None]:
             f'The prepared data in {folder} cannot be read ({reason(error)}): remove the folder, '
             'and they are prepared again.'
         ) from error
+
+
+def _folder(dataset: ml_collections.ConfigDict) -> Path:
+    """Where the data set is prepared."""
+    return Path(dataset.data_dir or '~/tensorflow_datasets').expanduser() / dataset.name
 
 
 def _builder(
@@ -137,11 +149,10 @@ def _builder(
         return f'The data set {name}', functools.partial(_find_in_tfds, name, data_dir), []
     listing = class_folders.scan(dataset.source_dir)
     title = f'The folder {listing.folder}'
-    if listing.flat and dataset.num_classes > 1:
+    if listing.flat and (dataset.num_classes or 0) > 1:
         raise UserError(
             f'{title} has images but no class folders: put the images of each class into a '
-            'separate folder, or train without classes with '
-            '--config.model.conditioning=none --config.dataset.num_classes=1.'
+            'separate folder, or leave out --config.dataset.num_classes to train without classes.'
         )
     create = functools.partial(image_folder.builder, listing, dataset.image_size, data_dir=data_dir)
     return title, create, describe(listing.passed_over, listing.folder)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import ml_collections
 
+from sagan_jax.configuration import resolving
 from sagan_jax.evaluation import protocol, training_data
 from sagan_jax.evaluation.evaluator import create_evaluator
 from sagan_jax.run import checkpoints, lock
@@ -32,6 +33,7 @@ def evaluate(
         if there are too few images for a score.
     """
     run, results = RunFolder(Path(workdir)), {}
+    config = resolving.resolve(config, lambda: distributed.on_first(run.num_classes))
     settings = config.evaluation
     with (
         distributed.entered_by_first(lambda: lock.owned(run)) as confirm,

@@ -3,9 +3,21 @@
 import ml_collections
 
 from sagan_jax import data
+from sagan_jax.configuration import checks, resolving
 from sagan_jax.run import provenance
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.system import distributed
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A checked configuration with the classes of its data, see `resolving.resolve`.
+
+    Raises:
+      UserError: if there are no such data, or `checks.check` refuses the result.
+    """
+    resolved = resolving.resolve(config, lambda: data.count_classes(config.dataset))
+    checks.check(resolved)
+    return resolved
 
 
 def load(config: ml_collections.ConfigDict, run: RunFolder) -> data.Source:

@@ -85,10 +85,11 @@ def create_generator(
     }
     module: nn.Module
     if model.architecture == 'dcgan':
-        module = DCGANGenerator(widths, **norm)
+        module = DCGANGenerator(arch.start, widths, **norm)
     else:
         classes = config.dataset.num_classes if num_classes is None else num_classes
         module = Generator(
+            start=arch.start,
             widths=widths,
             attention=tuple(model.generator_attention),
             attention_block=_attention_block(model, norm['dtype']),

@@ -8,14 +8,16 @@ from sagan_jax.models.layers import BatchNorm, Conv, Dense, xavier_uniform
 
 
 class DCGANGenerator(nn.Module):
-    """Noise → 4×4, then 4×4 transposed convolutions with stride 2, batch norm and ReLU between.
+    """Noise → feature map, then 4×4 transposed convolutions of stride 2, batch norm, ReLU between.
 
     Attributes:
-      widths: channels of the 4×4 input, then of each layer except the last, which makes the image.
+      start: height and width of the first feature map.
+      widths: channels of the first feature map, then of each layer but the last one.
       decay, epsilon, axis_name: see `BatchNorm`.
       dtype: of the activations.
     """
 
+    start: int
     widths: tuple[int, ...]
     decay: float
     epsilon: float
@@ -35,8 +37,8 @@ class DCGANGenerator(nn.Module):
                 features, (4, 4), (2, 2), dtype=self.dtype, kernel_init=xavier_uniform, name=name
             )
 
-        start, *widths = self.widths
-        x = Dense(4 * 4 * start, dtype=self.dtype, name='dense')(z).reshape(-1, 4, 4, start)
+        size, (first, *widths) = self.start, self.widths
+        x = Dense(size**2 * first, dtype=self.dtype, name='dense')(z).reshape(-1, size, size, first)
         for number, width in enumerate(widths, start=1):
             x = up(width, f'conv{number}')(activate(x, f'norm{number}'))
         x = up(3, 'conv')(activate(x, 'norm'))
@@ -67,5 +69,5 @@ class DCGANDiscriminator(nn.Module):
         for number, width in enumerate(self.widths, start=1):
             x = Conv(width, 4, self.dtype, name=f'conv{number}')(x)
             x = nn.leaky_relu(norm(x, f'norm{number}') if number > 1 else x, 0.2)
-        x = x.reshape(len(x), -1).astype(jnp.float32)  # [B, 4·4·C]
+        x = x.reshape(len(x), -1).astype(jnp.float32)  # [B, H·W·C]
         return Dense(1, name='dense')(x)[:, 0]

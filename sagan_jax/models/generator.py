@@ -30,10 +30,11 @@ class UpBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """A stack of up blocks from 4×4 to the image.
+    """A stack of up blocks from a small feature map to the image.
 
     Attributes:
-      widths: channels of the 4×4 input, then of each up block.
+      start: height and width of the first feature map.
+      widths: channels of the first feature map, then of each up block.
       attention: the resolutions at which an attention block follows the up block.
       attention_block: `attention_block(name=…)` creates self-attention, or what replaces it.
       num_classes: rows of the conditional batch norms; 0 for an unconditional generator.
@@ -44,6 +45,7 @@ class Generator(nn.Module):
       drawn, unbiased: see `BatchNorm`.
     """
 
+    start: int
     widths: tuple[int, ...]
     attention: tuple[int, ...]
     attention_block: Callable[..., nn.Module]
@@ -67,10 +69,10 @@ class Generator(nn.Module):
             drawn=self.drawn,
             unbiased=self.unbiased,
         )
-        start, *widths = self.widths
+        first, *widths = self.widths
 
-        x = Dense(4 * 4 * start, dtype=self.dtype, name='dense')(z)
-        x = x.reshape(-1, 4, 4, start)
+        x = Dense(self.start**2 * first, dtype=self.dtype, name='dense')(z)
+        x = x.reshape(-1, self.start, self.start, first)
         for number, width in enumerate(widths, start=1):
             block_norm = partial(norm, num_classes=self.num_classes, decay=self.decay)
             x = UpBlock(width, block_norm, self.dtype, name=f'block{number}')(x, labels, train)

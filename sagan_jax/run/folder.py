@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from sagan_jax.configuration import checks, defaults
+from sagan_jax.configuration import checks, defaults, resolving
 from sagan_jax.errors import UserError
 from sagan_jax.run.entries import Row, is_row, parse_metrics, wrong_facts
 from sagan_jax.system.files import atomic_path
@@ -180,6 +180,10 @@ class RunFolder:
         numbers = [f'{number:0{width}}' for number in range(classes)]
         return tuple(record.get('data', {}).get('class_names', numbers))
 
+    def num_classes(self) -> int:
+        """The number of classes of the run's data. Raises what `record` raises."""
+        return int(self.record()['config']['dataset']['num_classes'])
+
     def has_discriminator(self) -> bool:
         """Whether there is one: a converted run may be of a generator alone.
 
@@ -208,6 +212,8 @@ class RunFolder:
             checks.check(config)
         except UserError as error:
             raise DamagedRecordError(str(error)) from error
+        if resolving.is_open(config):
+            raise DamagedRecordError('the number of classes or the attention is missing')
         return config
 
     # ---- Metrics. ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from sagan_jax import models, sampling
-from sagan_jax.configuration import checks
+from sagan_jax.configuration import checks, resolving
 from sagan_jax.errors import UserError
 from sagan_jax.models import Network, Variables
 from sagan_jax.run import checkpoints, integrity
@@ -266,6 +266,7 @@ def create_loader(
     run = RunFolder(Path(workdir))
     config, class_names = config or run.config(), run.class_names()
     checks.check(config)
+    config = resolving.resolve(config, run.num_classes)
     origin, has_discriminator = run.record().get('origin'), run.has_discriminator()
     networks, freeze = models.create(config), sampling.create_freeze(config)
     programs = create_programs(config, *networks)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sagan_jax import data, figures, sampling
+from sagan_jax.configuration import resolving
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import training_data
 from sagan_jax.images import image_grid, save_png
@@ -67,9 +68,10 @@ def illustrate(
       UserError: for an unknown kind, class, point or checkpoint, for attention maps of networks
         without attention, and if another process uses the folder.
     """
+    run, written = RunFolder(Path(workdir)), []
+    config = resolving.resolve(config, run.num_classes)
     kinds = _chosen_kinds(config, kinds)
     _check_points(points, config.dataset.image_size)
-    run, written = RunFolder(Path(workdir)), []
     with lock.owned(run) as confirm:
         load_each = create_loader(workdir, config)
         model = load_one(load_each, which)

@@ -33,15 +33,15 @@ def keys_of(kinds):
     return {
         prefix + name
         for prefix, section in sections.items()
-        for name, value in section.items()
-        if type(value) in kinds
+        for name in section
+        if section.get_type(name) in kinds
     }
 
 
 def test_every_number_has_a_range_and_every_text_has_choices():
     """Fails for a new key without a range or choices."""
     assert keys_of({int, float}) - {'dataset.image_size'} == set(checks.RANGES)
-    assert keys_of({str, type(None)}) - FREE_TEXT == set(checks.CHOICES)
+    assert keys_of({str}) - FREE_TEXT == set(checks.CHOICES)
 
 
 def test_the_defaults_and_tiny_networks_are_accepted():
@@ -84,10 +84,27 @@ def test_every_choice_of_networks_exists(key):
             'sample_every=3 is not a multiple of steps_per_call=2',
         ),
         ({'steps_per_call': 2, 'log_every': 2, 'evaluate_every': 5}, 'evaluate_every=5 is not'),
-        ({'dataset__image_size': 48}, 'no networks for dataset.image_size=48: choose .* 32.$'),
+        ({'dataset__image_size': 50}, '=50: set --config.dataset.image_size=48 or 64, the near'),
+        ({'dataset__image_size': 4}, '=4: set .*=24 or 32, the nearest of 24, 32, 48, .*, 1024.$'),
+        ({'dataset__image_size': 2**40}, '=1099511627776: set .*=768 or 1024, the nearest'),
+        (
+            {'dataset__image_size': 48},
+            'generator_attention asks for 16, but the generator has feature maps of 6, 12, 24, 48',
+        ),
+        (  # 3 is odd, and keys are pooled 2×2
+            {
+                'dataset__image_size': 24,
+                'model__generator_attention': (),
+                'model__discriminator_attention': (3,),
+            },
+            'discriminator_attention asks for 3, .* feature maps of 6, 12: choose',
+        ),
         ({'model__generator_attention': (12,)}, 'generator_attention asks for 12.*8, 16, 32'),
         ({'model__discriminator_attention': (32,)}, 'discriminator_attention asks for 32.*4, 8'),
-        ({'model__attention_query_block': 48}, 'query_block=48 does not divide the 256 queries'),
+        (
+            {'model__attention_query_block': 48},
+            '=48 does not divide the 256 queries .* such as 16, or 0',
+        ),
         ({'model__architecture': 'dcgan'}, "dcgan has no conditioning 'projection'"),
         (
             {'model__architecture': 'dcgan', 'model__conditioning': 'none'},
@@ -167,6 +184,9 @@ def test_a_missing_key_is_named():
         ('loss', 'x' * 100, "loss='xxx.*… should be hinge or non_saturating"),
         ('loss', None, 'loss=None should be text'),
         ('dataset.data_dir', 7, 'dataset.data_dir=7 should be text or None'),
+        ('dataset.num_classes', 'many', "num_classes='many' should be an integer or None"),
+        ('dataset.num_classes', -1, 'num_classes=-1 should be from 0 to 1000000'),
+        ('model.generator_attention', 16, '=16 should be a tuple of integers or None'),
         ('model.generator_attention', (16.0,), 'generator_attention=a list should be a tuple of'),
         ('model', 7, 'model=7 should be a section with keys'),
         ('seed', {'a': 1}, 'seed=a section with keys should be an integer'),
@@ -219,7 +239,7 @@ def test_networks_that_do_not_fit_into_memory_are_refused_before_it_is_taken():
         ),
         max_leaves=4,
     ),
-    st.sampled_from(sorted(keys_of({int, float, str, bool, tuple, type(None)}))),
+    st.sampled_from(sorted(keys_of({int, float, str, bool, tuple}))),
 )
 @settings(deadline=None, max_examples=60)
 def test_any_json_value_of_any_key_is_accepted_or_refused_in_one_line(value, key):

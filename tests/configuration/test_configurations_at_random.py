@@ -37,14 +37,11 @@ def valid(draw):
         found |= {'model.conditioning': 'none'}
         found |= {f'model.{network}_attention': () for network in ('generator', 'discriminator')}
     else:
-        arch = architectures.ARCHITECTURES[name][size]
         found['model.conditioning'] = draw(st.sampled_from(['projection', 'acgan', 'none']))
-        for network, maps in (
-            ('generator', architectures.generator_resolutions(arch)),
-            ('discriminator', architectures.discriminator_resolutions(arch, size)),
-        ):
+        maps = architectures.attention_resolutions(name, size)
+        for network, resolutions in zip(('generator', 'discriminator'), maps, strict=True):
             # Attention over 64×64 positions works but is slow.
-            possible = sorted({resolution for resolution in maps if resolution <= 32})
+            possible = [resolution for resolution in resolutions if resolution <= 32]
             found[f'model.{network}_attention'] = draw(some(possible))
     choices = {
         'seed': [0, 1, 2**32 - 1],
@@ -61,7 +58,7 @@ def valid(draw):
         'model.attention_block': ['self_attention', 'residual'],
         'model.attention_value_divisor': [1, 2, 8],
         'model.attention_pooling': [True, False],
-        'model.attention_query_block': [0, 16, 4096],
+        'model.attention_query_block': [0, 4, 4096],
         'model.acgan_weight': [0.0, 0.5],
         'model.initializer': ['xavier_uniform', 'orthogonal', 'normal'],
         'model.dense_bias': ['zeros', 'uniform'],

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sagan_jax import models
-from sagan_jax.configuration import defaults, variants
+from sagan_jax.configuration import defaults, resolving, variants
 from sagan_jax.errors import UserError
 from sagan_jax.state import create_state
 from sagan_jax.system.replicas import replicate
@@ -73,7 +73,7 @@ def test_every_file_has_every_key(name):
     ('name', 'variant'), [(name, None) for name in ('quickstart', 'image_folder')] + ALL
 )
 def test_the_networks_of_every_variant_can_be_built(name, variant):
-    config = load(name, *filter(None, [variant]))
+    config = resolving.resolve(load(name, *filter(None, [variant])), lambda: 10)
     for network in models.create(config):
         variables = jax.eval_shape(network.init, jax.random.key(0))
         assert models.count_parameters(variables) > 50_000

@@ -40,10 +40,11 @@ def test_parameter_counts(image_size, num_classes, attention, generator_count, d
     assert counts == [generator_count, discriminator_count]
 
 
-@pytest.mark.parametrize('image_size', [32, 64, 128, 256])
+@pytest.mark.parametrize('image_size', [32, 48, 64, 96, 128, 256, 512])
 @pytest.mark.parametrize('conditioning', ['projection', 'none'])
 def test_shapes_at_every_resolution(image_size, conditioning):
-    config = configuration(image_size, 7, (8, 16))
+    resolutions = (8, 16) if image_size % 3 else (6, 12)
+    config = configuration(image_size, 7, resolutions)
     config.model.conditioning = conditioning
     config.model.generator_width = config.model.discriminator_width = 4
     generator, discriminator = models.create(config)
@@ -66,7 +67,7 @@ def test_shapes_at_every_resolution(image_size, conditioning):
     for variables, stats in ((g, g_stats), (d, d_stats)):
         for name, found in zip(('batch_stats', 'spectral_stats'), stats, strict=True):
             chex.assert_trees_all_equal_shapes(found, variables[name])
-        assert {'attention8', 'attention16'} <= variables['params'].keys()
+        assert {f'attention{k}' for k in resolutions} <= variables['params'].keys()
     unconditional = conditioning == 'none'
     assert ('embed' in d['params']) != unconditional
     assert g['params']['block1']['norm1']['scale'].ndim == (1 if unconditional else 2)

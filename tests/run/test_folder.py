@@ -224,6 +224,14 @@ def test_a_run_with_keys_of_another_version_is_refused(run, key):
         run.config()
 
 
+DECIDED = json.dumps(
+    {
+        'dataset': {'num_classes': 3},
+        'model': {'generator_attention': [], 'discriminator_attention': []},
+    }
+)
+
+
 @pytest.mark.parametrize(
     ('text', 'why'),
     [
@@ -244,9 +252,12 @@ def test_a_run_with_keys_of_another_version_is_refused(run, key):
         ('{"config": {"model": {"generator_attention": [[16]]}}}',
          'model.generator_attention=a list should be a tuple of integers'),
         ('{"config": {"dataset": {"image_size": 1048576}}}',
-         "The architecture 'sagan' has no networks for dataset.image_size=1048576: choose"),
-        ('{"config": {}, "data": {"class_names": ["a"]}}', 'data.class_names should be as'),
-        ('{"config": {}, "versions": 7, "data": {"count": "x"}}', 'data.count, versions should'),
+         'There are no networks for dataset.image_size=1048576: set'),
+        ('{"config": {}}', 'the number of classes or the attention is missing'),
+        (f'{{"config": {DECIDED}, "data": {{"class_names": ["a"]}}}}',
+         'data.class_names should be as'),
+        (f'{{"config": {DECIDED}, "versions": 7, "data": {{"count": "x"}}}}',
+         'data.count, versions should'),
     ],
 )  # fmt: skip
 def test_a_damaged_or_foreign_config_is_no_run(run, text, why):

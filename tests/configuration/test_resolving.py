@@ -1,0 +1,64 @@
+"""What a configuration leaves open is decided once, and numbers that it gives stay."""
+
+import pytest
+
+from sagan_jax.configuration import checks, defaults, resolving
+from tests import tiny
+
+
+def never():
+    raise AssertionError('the data were asked')
+
+
+def test_nothing_open_changes_nothing():
+    config = tiny.config().lock()
+    assert not resolving.is_open(config)
+    assert resolving.resolve(config, never) is config
+
+
+@pytest.mark.parametrize(
+    ('classes', 'conditioning', 'expected'),
+    [
+        (0, 'projection', 'none'),
+        (1, 'projection', 'none'),
+        (1, 'acgan', 'none'),
+        (2, 'projection', 'projection'),
+        (12, 'acgan', 'acgan'),
+        (12, 'none', 'none'),
+    ],
+)
+def test_classes_of_the_data(classes, conditioning, expected):
+    config = tiny.config(dataset__num_classes=None, model__conditioning=conditioning).lock()
+    checks.check(config)
+    found = resolving.resolve(config, lambda: classes)
+    assert (found.dataset.num_classes, found.model.conditioning) == (classes, expected)
+    assert not resolving.is_open(found)
+    checks.check(found)
+    assert config.dataset.num_classes is None  # not changed
+    assert config.model.conditioning == conditioning
+    others = {'dataset.num_classes', 'model.conditioning'}
+    flat, before = (
+        {f'{name}.{key}': value for name in c for key, value in dict(c[name]).items()}
+        for c in (
+            {k: v for k, v in each.items() if hasattr(v, 'items')} for each in (found, config)
+        )
+    )
+    assert {key for key in flat if flat[key] != before[key]} <= others
+
+
+def test_one_class_that_was_asked_for_keeps_its_conditioning():
+    config = tiny.config(dataset__num_classes=1, model__generator_attention=None)
+    assert resolving.resolve(config, never).model.conditioning == 'projection'
+
+
+@pytest.mark.parametrize(('size', 'expected'), [(32, (16,)), (64, (16,)), (48, (12,)), (96, (12,))])
+def test_usual_attention(size, expected):
+    config = defaults.get_config()
+    config.dataset.image_size = size
+    found = resolving.resolve(config, lambda: 10)
+    assert found.model.generator_attention == found.model.discriminator_attention == expected
+    config.model.generator_attention = ()
+    found = resolving.resolve(config, lambda: 10)
+    assert (found.model.generator_attention, found.model.discriminator_attention) == ((), expected)
+    config.model.update(architecture='dcgan', conditioning='none')
+    assert resolving.resolve(config, lambda: 10).model.discriminator_attention == ()
