@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from sagan_jax.errors import UserError
@@ -70,6 +70,22 @@ def read(path: str | os.PathLike) -> np.ndarray:
 def read_square(path: str | os.PathLike, size: int) -> np.ndarray:
     """Decodes an image file as uint8 RGB [size, size, 3], see `square`. Raises as `read` does."""
     return _read(path, lambda image: square(image, size))
+
+
+def aspect_ratio(path: str | os.PathLike) -> float | None:
+    """Width / height of an image as it stands upright, without decoding it.
+
+    None if that cannot be read.
+    """
+    try:
+        with open_file(Path(path)) as file, open_image(file) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    except Exception as error:  # what Pillow raises on a damaged file depends on the format
+        if failures.is_passing(error):
+            raise
+        return None
+    return height / width if turned else width / height
 
 
 def _read(path: str | os.PathLike, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:

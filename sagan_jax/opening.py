@@ -363,6 +363,8 @@ def _describe(
         histogram = f'{np.count_nonzero(counts)} classes, at most {counts.max()} of one'
     print(f'               among the first {counts.sum():,}: {histogram}')
     print(f'               values from {summary.minimum} to {summary.maximum}')
+    for line in data.warnings(source, summary, conditional):
+        print(f'warning        {line}')
     for name, variables, attention in (
         ('generator', state.generator, config.model.generator_attention),
         ('discriminator', state.discriminator, config.model.discriminator_attention),

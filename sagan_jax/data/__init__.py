@@ -1,5 +1,6 @@
 """Images and labels: prepared once, then batches as a function of (seed, step)."""
 
+from sagan_jax.data.inspection import warnings
 from sagan_jax.data.loading import Source, count_classes, load
 from sagan_jax.data.reading import (
     Summary,
@@ -22,4 +23,5 @@ __all__ = [
     'load',
     'one_pass',
     'summary',
+    'warnings',
 ]

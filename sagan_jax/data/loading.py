@@ -22,9 +22,11 @@ from sagan_jax.data.preparing import prepared, quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
 from sagan_jax.image_scan import describe
-from sagan_jax.images import open_image, square
+from sagan_jax.images import aspect_ratio, open_image, square
 from sagan_jax.system import failures
 from sagan_jax.system.untrusted import reason
+
+_MEASURED = 500  # files whose width and height are read
 
 
 class Example(TypedDict):
@@ -46,6 +48,7 @@ class Source:
     folder: Path  # of the prepared data
     content: stored.Content
     passed_over: tuple[str, ...] = ()  # what the scan of a folder did not use, in lines
+    aspects: tuple[float, ...] = ()  # width / height of some files of a folder
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -66,7 +69,7 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         `num_classes`; or if it cannot be prepared, because an image is unreadable, a folder cannot
         be written, or TensorFlow is missing.
     """
-    title, make_builder, passed_over = _builder(dataset)
+    title, make_builder, listing = _builder(dataset)
     folder = _folder(dataset)
     with quiet():
         with _reading(folder):
@@ -106,7 +109,8 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         split=split,
         folder=Path(builder.data_dir),
         content=content,
-        passed_over=tuple(passed_over),
+        passed_over=tuple(describe(listing.passed_over, listing.folder)) if listing else (),
+        aspects=_aspects(listing.splits.get(split, [])) if listing else (),
     )
 
 
@@ -138,15 +142,15 @@ def _folder(dataset: ml_collections.ConfigDict) -> Path:
 
 def _builder(
     dataset: ml_collections.ConfigDict,
-) -> tuple[str, Callable[[], tfds.core.DatasetBuilder], list[str]]:
-    """What messages call a data set, what makes its builder, and what a scan passes over."""
+) -> tuple[str, Callable[[], tfds.core.DatasetBuilder], class_folders.Listing | None]:
+    """What messages call a data set, what makes its builder, and the images of a folder."""
     name = dataset.name
     data_dir = dataset.data_dir and os.path.expanduser(dataset.data_dir)  # TFDS does not
     if name == 'shapes':
         shapes = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
-        return f'The data set {name}', shapes, []
+        return f'The data set {name}', shapes, None
     if name != 'image_folder':
-        return f'The data set {name}', functools.partial(_find_in_tfds, name, data_dir), []
+        return f'The data set {name}', functools.partial(_find_in_tfds, name, data_dir), None
     listing = class_folders.scan(dataset.source_dir)
     title = f'The folder {listing.folder}'
     if listing.flat and (dataset.num_classes or 0) > 1:
@@ -155,7 +159,14 @@ def _builder(
             'separate folder, or leave out --config.dataset.num_classes to train without classes.'
         )
     create = functools.partial(image_folder.builder, listing, dataset.image_size, data_dir=data_dir)
-    return title, create, describe(listing.passed_over, listing.folder)
+    return title, create, listing
+
+
+def _aspects(images: class_folders.Images) -> tuple[float, ...]:
+    """Width / height of evenly spaced files, without decoding them. Leaves out unreadable ones."""
+    indices = np.unique(np.linspace(0, len(images) - 1, min(_MEASURED, len(images))).astype(int))
+    found = (aspect_ratio(images[index][0]) for index in indices)
+    return tuple(ratio for ratio in found if ratio)
 
 
 def _find_in_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

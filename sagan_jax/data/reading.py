@@ -10,9 +10,11 @@ import grain
 import jax
 import numpy as np
 
-from sagan_jax.data import stored
+from sagan_jax.data import pixels, stored
 from sagan_jax.data.loading import Source
 from sagan_jax.streams import Stream, stream_key
+
+_BYTES = 2**29  # of the images that are summarised, at most
 
 
 class Summary(NamedTuple):
@@ -22,6 +24,8 @@ class Summary(NamedTuple):
     label_counts: np.ndarray  # int64 [classes]
     minimum: int  # of all pixels
     maximum: int
+    num_grey: int  # images without any colour
+    num_alike: int  # images that are nearly the same as another, but not equal
     images: tuple[np.ndarray, ...]  # for each class its first images, uint8 [n, S, S, 3]
 
 
@@ -89,7 +93,7 @@ def one_pass(source: Source, batch_size: int) -> Iterator[tuple[np.ndarray, np.n
 
 def summary(source: Source, seed: int, per_class: int, num_images: int = 2000) -> Summary:
     """Summarises the first images of a run with `seed`; keeps `per_class` images of each class."""
-    num_images = min(num_images, len(source))
+    num_images = min(num_images, len(source), max(1, _BYTES // (3 * source.image_size**2)))
     size = min(num_images, 100)
     images, labels = map(
         np.concatenate, zip(*batches(source, seed, size, stop=-(-num_images // size)), strict=True)
@@ -100,6 +104,8 @@ def summary(source: Source, seed: int, per_class: int, num_images: int = 2000) -
         label_counts=np.bincount(labels, minlength=len(source.class_names)),
         minimum=int(images.min()),
         maximum=int(images.max()),
+        num_grey=pixels.count_grey(images),
+        num_alike=pixels.count_alike(images),
         images=tuple(
             images[labels == label][:per_class] for label in range(len(source.class_names))
         ),
@@ -115,7 +121,8 @@ def identity(source: Source) -> dict[str, Any]:
         'name': source.name,
         'count': len(source),
         'class_names': list(source.class_names),
-        **source.content._asdict(),
+        'sha256': source.content.sha256,
+        'sha256_in_any_order': source.content.sha256_in_any_order,
         'sha256_of_some': _sha256_of_some(source),
     }
 

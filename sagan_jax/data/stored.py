@@ -28,10 +28,12 @@ _CHUNK = 256  # examples that a thread reads at a time
 
 
 class Content(NamedTuple):
-    """Identifies the examples of a split."""
+    """What one pass over the examples of a split finds. The hashes identify them."""
 
     sha256: str  # over all examples in the order in which they are stored
     sha256_in_any_order: str
+    label_counts: list[int]  # of the classes, up to the last that has examples
+    copies: int  # examples that are equal to an earlier one
 
 
 def read(examples: Sequence[T], index: int, name: str, folder: Path) -> T:
@@ -81,9 +83,10 @@ def content(
         pass  # not computed yet, or damaged
     name = f'{builder.info.full_name}, {split},'
 
-    def digest(index: int) -> bytes:
+    def digest(index: int) -> tuple[bytes, int]:
         example = read(examples, index, name, folder)
-        return _digest(example['image'], int(example['label']) if labelled else 0)
+        label = int(example['label']) if labelled else 0
+        return _digest(example['image'], label), label
 
     found = _compute(digest, len(examples))
     try:
@@ -94,18 +97,20 @@ def content(
     return found
 
 
-def _compute(digest: Callable[[int], bytes], count: int) -> Content:
-    """The content of examples from the digest of each."""
+def _compute(digest: Callable[[int], tuple[bytes, int]], count: int) -> Content:
+    """The content of examples from the digest and the label of each."""
 
-    def digests_from(start: int) -> list[bytes]:
+    def digests_from(start: int) -> list[tuple[bytes, int]]:
         return [digest(index) for index in range(start, min(start + _CHUNK, count))]
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         chunks = pool.map(digests_from, range(0, count, _CHUNK))
         total = -(-count // _CHUNK)
         bar = tqdm(chunks, desc='Hashing', total=total, delay=2)  # silent for small data sets
-        digests = [digest for chunk in bar for digest in chunk]
-    return Content(_joined(digests), _joined(sorted(digests)))
+        found = [pair for chunk in bar for pair in chunk]
+    digests, labels = [digest for digest, _ in found], [max(label, 0) for _, label in found]
+    counts = np.bincount(labels).tolist() if labels else []
+    return Content(_joined(digests), _joined(sorted(digests)), counts, count - len({*digests}))
 
 
 def _digest(image: bytes | np.ndarray, label: int) -> bytes:

@@ -260,7 +260,17 @@ def test_the_hash_is_of_each_label_and_image_in_order(tmp_path):
     assert source.content == (
         hash_of(b''.join(digests)).hex(),
         hash_of(b''.join(sorted(digests))).hex(),
+        [2, 2, 2],
+        0,
     )
+
+
+def test_equal_examples_of_one_class_are_copies(tmp_path):
+    folder = pictures(tmp_path / 'own')
+    for name in ('cat/2.bmp', 'cat/3.bmp', 'eel/2.bmp'):  # the last is of another class
+        shutil.copy(folder / 'cat' / '0.bmp', folder / name)
+    content = load(folder, tmp_path / 'prepared').content
+    assert (content.label_counts, content.copies) == ([4, 2, 3], 2)
 
 
 def hash_of(content):
@@ -280,7 +290,9 @@ def test_it_is_computed_once_and_again_when_a_file_changes(tmp_path, monkeypatch
     assert load(folder, tmp_path / 'prepared').content.sha256 == 64 * '0'  # is read
     os.utime(shard, (1, 1))
     assert load(folder, tmp_path / 'prepared').content == expected
-    for content in ('', '[]', '{}', '{"files": 1}', kept.read_text()[:-9]):
+    of_0_1 = json.loads(kept.read_text())
+    del of_0_1['copies'], of_0_1['label_counts']
+    for content in ('', '[]', '{}', '{"files": 1}', kept.read_text()[:-9], json.dumps(of_0_1)):
         kept.write_text(content)
         assert load(folder, tmp_path / 'prepared').content == expected
         assert json.loads(kept.read_text())['sha256'] == expected.sha256
