@@ -131,6 +131,7 @@ def test_a_record_without_the_number_is_damaged(twelve, tmp_path):
         RunFolder(tmp_path).config()
 
 
+@pytest.mark.thorough  # to compile
 def test_two_steps_at_96():
     config = tiny.config(
         dataset__image_size=96,
