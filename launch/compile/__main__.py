@@ -77,7 +77,9 @@ def main(argv: list[str]) -> None:
 
 def _grid() -> list[Any]:
     """The configuration in all combinations of batch sizes and dtypes."""
-    config = CONFIG.value.copy_and_resolve_references()
+    from sagan_jax.evaluation import training_data
+
+    config = training_data.resolve(CONFIG.value.copy_and_resolve_references())
     if not FULL.value:
         config.model.generator_width = min(WIDTH.value, config.model.generator_width)
         config.model.discriminator_width = min(WIDTH.value, config.model.discriminator_width)
