@@ -11,8 +11,8 @@ import numpy as np
 from launch.sweep import runs
 from launch.sweep.runs import Record, Run, State
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation.protocol import apart_from_counts, conditions, score_of
-from sagan_jax.run.entries import Row
+from sagan_jax.evaluation.protocol import apart_from_counts, conditions
+from sagan_jax.run.entries import Row, score_of
 from sagan_jax.viewing import protocols
 from sagan_jax.viewing.charts import Points
 

@@ -1,6 +1,5 @@
 """Rows of scores with their protocol, and the keys that make two scores comparable."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from sagan_jax.metrics import scores
 from sagan_jax.metrics.comparison import Score
 from sagan_jax.metrics.features import FeatureNetwork
 from sagan_jax.metrics.in_domain import NAME as IN_DOMAIN
-from sagan_jax.run.entries import Row
+from sagan_jax.run.entries import Row, score_of
 from sagan_jax.system.records import versions
 
 LOW_IS_GOOD = ('fid', 'intra_fid', 'kid', 'fid_infinity')  # high values of all other scores are
@@ -65,14 +64,6 @@ def row_name(score: str, num_samples: int, split: str, in_domain: bool) -> str:
     if score not in _FAKES_ALONE:
         name = f'{name}_{split}'
     return f'in_domain_{name}' if in_domain and score not in shapes.SCORES else name
-
-
-def score_of(name: str) -> str:
-    """The score in a row's name: 'fid' for 'in_domain_fid10k_train'."""
-    match = re.fullmatch(r'(?:in_domain_)?(\w+?)\d+k?(?:_train|_test)?', name)
-    if not match:
-        raise ValueError(f'{name!r} is not the name of a score')
-    return match[1]
 
 
 # ---- Rows. -------------------------------------------------------------------------------------

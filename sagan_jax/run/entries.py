@@ -1,11 +1,13 @@
 """What the files of a run's folder hold, and checks of what was read from them."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict, TypeGuard
 
 from sagan_jax.system.untrusted import parse_json
 
+_NAME = re.compile(r'(?:in_domain_)?(\w+?)\d+k?(?:_train|_test)?')  # see `protocol.row_name`
 _LAST_STEP = 2**31 - 1
 _LARGEST = 2.0**128  # beyond float32
 
@@ -47,15 +49,23 @@ _TEXTS = ('name', 'data', 'split', 'features', 'features_sha256', 'resize', 'rou
 
 def is_row(row: Any) -> TypeGuard[Row]:
     """Whether a JSON value is a row, with at least what every reader of rows needs."""
-    return (
+    return bool(
         isinstance(row, dict)
         and row.keys() >= _SHOWN
         and all(_is_number(row[key]) for key in _NUMBERS if key in row)
         and all(_is_count(row[key]) for key in _COUNTS if key in row)
         and all(isinstance(row[key], str) for key in _TEXTS if key in row)
+        and _NAME.fullmatch(row['name'])
         and _is_table(row.get('versions', {}))
         and _is_table(row.get('per_class', {}))
     )
+
+
+def score_of(name: str) -> str:
+    """The score in a row's name: 'fid' for 'in_domain_fid10k_train'."""
+    match = _NAME.fullmatch(name)
+    assert match, name  # as `is_row` has checked
+    return match[1]
 
 
 def parse_metrics(line: bytes) -> dict[str, float] | None:

@@ -14,6 +14,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate, evaluator, protocol
 from sagan_jax.metrics import in_domain
 from sagan_jax.run import checkpoints
+from sagan_jax.run.entries import score_of
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.sampling import create_freeze
 from sagan_jax.state import create_state
@@ -210,7 +211,7 @@ def test_names_of_rows():
         ('colour_agreement', 1000, True, 'colour_agreement1k'),
     ):
         assert protocol.row_name(score, num_samples, 'test', from_classifier) == name
-        assert protocol.score_of(name) == score
+        assert score_of(name) == score
 
 
 def test_scores_are_comparable_under_the_same_conditions(scored):

@@ -15,7 +15,7 @@ from launch import report
 from launch.sweep import paper, results, runs
 from launch.sweep.runs import Run
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation.protocol import score_of
+from sagan_jax.run.entries import score_of
 from sagan_jax.viewing.page import IMAGE_WIDTH
 from tests.viewing.test_report import Page
 

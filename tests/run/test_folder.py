@@ -119,7 +119,7 @@ def test_a_run_without_a_log_has_no_metrics(run):
 
 
 ROW = {
-    'name': 'fid',
+    'name': 'fid50',
     'value': 1.5,
     'step': 7,
     'num_fake': 50,
@@ -130,7 +130,7 @@ ROW = {
 
 
 def test_scores_are_read_as_they_were_written(run):
-    rows = [ROW, ROW | {'name': 'is', 'value': 2}]
+    rows = [ROW, ROW | {'name': 'is50', 'value': 2}]
     assert run.scores(7) == []
     path = run.write_scores(7, rows)
     assert path.read_text().count('\n') == 4  # one score per line, between two brackets
@@ -146,7 +146,8 @@ def test_scores_are_read_as_they_were_written(run):
      *(json.dumps([{k: v for k, v in ROW.items() if k != key}]) for key in ROW),
      *(json.dumps([ROW | {key: None}]) for key in ROW),
      *(json.dumps([ROW | {'value': value}]) for value in (10**400, 1e60, True, '1')),
-     *(json.dumps([ROW | {'step': value}]) for value in (-1, 10**12, 1.0))],
+     *(json.dumps([ROW | {'step': value}]) for value in (-1, 10**12, 1.0)),
+     *(json.dumps([ROW | {'name': name}]) for name in ('', 'fid', 'my score', 'fid50k/x'))],
 )  # fmt: skip
 def test_damaged_or_foreign_scores_are_named_once_and_kept(run, text, capsys):
     run.write_scores(7, []).write_text(text)
