@@ -15,14 +15,29 @@ import optax
 from jax import lax
 
 from sagan_jax import losses, models, optimizers
+from sagan_jax.augmentation import augment
 from sagan_jax.configuration import checks
 from sagan_jax.models import Variables
 from sagan_jax.system.replicas import AXIS
 
 Metrics = dict[str, jax.Array]
-Labelled = tuple[jax.Array, jax.Array]  # images float32 [b, H, W, 3] in [-1, 1], labels int32 [b]
 Outputs = tuple[jax.Array, jax.Array | None]  # logits; class logits with AC-GAN
 Pair = Sequence[jax.Array]  # two arrays: of real and of generated images
+
+
+class Examples(NamedTuple):
+    """What the discriminator is shown.
+
+    Attributes:
+      images: float32 [b, H, W, 3] in [-1, 1].
+      labels: int32 [b], or [b, K] for K labels per image.
+      numbers: float32 [b, augmentation.NUMBERS], by which the images are augmented with
+        `diff_augment`; None without it.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    numbers: jax.Array | None = None
 
 
 class Game(NamedTuple):
@@ -80,7 +95,12 @@ def create_game(config: ml_collections.ConfigDict, devices: list[jax.Device]) ->
 
 
 def discriminator_loss(
-    game: Game, weights: Variables, batch_stats: Variables, reals: Labelled, fakes: Labelled
+    game: Game,
+    weights: Variables,
+    batch_stats: Variables,
+    reals: Examples,
+    fakes: Examples,
+    logit_averages: Variables | None = None,
 ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
     """The discriminator's loss on real and on generated images, float32 [].
 
@@ -93,14 +113,15 @@ def discriminator_loss(
       batch_stats: its batch statistics.
       reals: real images.
       fakes: generated images.
+      logit_averages: with `lecam_weight`, those before this update, see `losses.lecam`.
 
     Returns:
       The loss, and a pair of the next batch statistics and metrics, each float32 [].
     """
     config = game.config
-    (_, real_labels), (fake_images, fake_labels) = reals, fakes
+    real_labels, fake_labels = reals.labels, fakes.labels
     if config.mismatch_weight:  # all images of a pass need the same number of labels
-        fakes = fake_images, jnp.stack([fake_labels, fake_labels], 1)
+        fakes = fakes._replace(labels=jnp.stack([fake_labels, fake_labels], 1))
     (logits, class_logits), batch_stats = discriminate_both(
         game, weights, batch_stats, reals, fakes
     )
@@ -112,6 +133,9 @@ def discriminator_loss(
     if config.mismatch_weight:
         loss += config.mismatch_weight * game.loss.rejection(wrong_logits)
         metrics['mismatch_logit'] = wrong_logits.mean()
+    if logit_averages is not None:  # LeCam
+        metrics['lecam_penalty'] = losses.lecam(real_logits, fake_logits, logit_averages)
+        loss += config.lecam_weight * metrics['lecam_penalty']
     if class_logits is not None:  # AC-GAN
         real_classes, fake_classes = class_logits
         loss += config.model.acgan_weight * losses.classification(real_classes, real_labels)
@@ -129,6 +153,7 @@ def generator_loss(
     discriminator_stats: Variables,
     z: jax.Array,
     labels: jax.Array,
+    numbers: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
     """The generator's loss, float32 [].
 
@@ -137,6 +162,7 @@ def generator_loss(
       batch_stats, discriminator_stats: their batch statistics; only the generator's advance.
       z: float32 [b, z_dim].
       labels: int32 [b].
+      numbers: see `Examples`.
 
     Returns:
       The loss, and a pair of the next batch statistics and metrics, each float32 [].
@@ -146,7 +172,7 @@ def generator_loss(
         labels = jnp.repeat(labels[::2], 2)  # both images of a pair have the label of the first
     fakes, batch_stats = generate(game, weights, batch_stats, z, labels)
     (logits, class_logits), _ = discriminate(
-        game, discriminator_weights, discriminator_stats, fakes, labels
+        game, discriminator_weights, discriminator_stats, Examples(fakes, labels, numbers)
     )
     loss = game.loss.generator(logits)
     if class_logits is not None:  # AC-GAN
@@ -154,6 +180,23 @@ def generator_loss(
     if config.mode_seeking_weight:
         loss += config.mode_seeking_weight * losses.mode_seeking(fakes, z)
     return loss, (batch_stats, {'generator_loss': loss})
+
+
+def gradient_penalty(
+    game: Game, weights: Variables, batch_stats: Variables, reals: Examples
+) -> jax.Array:
+    """E[‖∇D(x)‖²] over real images x, float32 [] (R1: Mescheder et al. 2018, equation 9).
+
+    The gradient is with respect to the images before they are augmented. Batch statistics, if D has
+    any, are those of the images and do not advance.
+    """
+
+    def total_logit(images: jax.Array) -> jax.Array:
+        shown = reals._replace(images=images)
+        (logits, _), _ = discriminate(game, weights, batch_stats, shown)
+        return logits.sum()
+
+    return jnp.square(jax.grad(total_logit)(reals.images)).sum((1, 2, 3)).mean()
 
 
 # ---- The networks in training. -----------------------------------------------------------------
@@ -169,13 +212,18 @@ def generate(
 
 
 def discriminate(
-    game: Game, weights: Variables, batch_stats: Variables, images: jax.Array, labels: jax.Array
+    game: Game, weights: Variables, batch_stats: Variables, shown: Examples
 ) -> tuple[Outputs, Variables]:
     """Returns logits and class logits, as a pair, and the next batch statistics.
+
+    With `diff_augment` the discriminator sees the images augmented.
 
     Logits are float32 [b], or [b, K] for K labels per image. Class logits are float32 [b, classes]
     with AC-GAN and None otherwise.
     """
+    images, labels, numbers = shown
+    if numbers is not None:
+        images = augment(images, numbers, game.config.diff_augment)
     variables = {'params': weights, 'batch_stats': batch_stats}
     outputs, batch_stats = game.discriminator.apply(variables, images, labels, train=True)
     logits, class_logits = outputs if game.config.model.conditioning == 'acgan' else (outputs, None)
@@ -183,18 +231,18 @@ def discriminate(
 
 
 def discriminate_both(
-    game: Game, weights: Variables, batch_stats: Variables, reals: Labelled, fakes: Labelled
+    game: Game, weights: Variables, batch_stats: Variables, reals: Examples, fakes: Examples
 ) -> tuple[tuple[Pair, Pair | None], Variables]:
     """As `discriminate`, with a pair in place of each output: for real and for generated images.
 
     Both kinds of images share one pass, unless batch norm would mix their moments.
     """
     if batch_stats:
-        of_reals, batch_stats = discriminate(game, weights, batch_stats, *reals)
-        of_fakes, batch_stats = discriminate(game, weights, batch_stats, *fakes)
+        of_reals, batch_stats = discriminate(game, weights, batch_stats, reals)
+        of_fakes, batch_stats = discriminate(game, weights, batch_stats, fakes)
         return jax.tree.map(lambda *pair: pair, of_reals, of_fakes), batch_stats
-    images, labels = (jnp.concatenate(pair) for pair in zip(reals, fakes, strict=True))
-    outputs, batch_stats = discriminate(game, weights, batch_stats, images, labels)
+    both = jax.tree.map(lambda *pair: jnp.concatenate(pair), reals, fakes)
+    outputs, batch_stats = discriminate(game, weights, batch_stats, both)
     return jax.tree.map(lambda output: jnp.split(output, 2), outputs), batch_stats
 
 

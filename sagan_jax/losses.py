@@ -1,6 +1,7 @@
 """The adversarial losses, on logits: large means real."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -79,6 +80,47 @@ def mode_seeking(images: jax.Array, z: jax.Array) -> jax.Array:
 
     far = distance(images) + distance(images.mean((1, 2)))
     return (distance(z) / (far + 0.01)).mean()
+
+
+LECAM_DECAY = 0.99  # of the averages, in each update of the discriminator
+
+
+def lecam(
+    real_logits: jax.Array, fake_logits: jax.Array, averages: Mapping[str, jax.Array]
+) -> jax.Array:
+    """E[max(0, D(x) - a_F)²] + E[max(0, a_R - D(G(z)))²] (LeCam: Tseng et al. 2021).
+
+    It keeps the logits of real images near those of generated ones in the past, and vice versa. The
+    maxima are those of the authors' code. The paper has none, which is the same where D is right.
+
+    Args:
+      real_logits, fake_logits: float32 [B].
+      averages: `{'real': a_R, 'fake': a_F}`, float32 [], see `next_logit_averages`.
+
+    Returns:
+      float32 [].
+    """
+    above = jax.nn.relu(real_logits - averages['fake'])
+    below = jax.nn.relu(averages['real'] - fake_logits)
+    return jnp.square(above).mean() + jnp.square(below).mean()
+
+
+def next_logit_averages(
+    averages: Mapping[str, jax.Array],
+    real_logit: jax.Array,
+    fake_logit: jax.Array,
+    update: jax.Array,
+) -> dict[str, jax.Array]:
+    """The averages of D's logits after one more update, without a bias towards where they began.
+
+    Args:
+      averages: `{'real': …, 'fake': …}`, float32 [], after `update` updates.
+      real_logit, fake_logit: the mean logits of this update, float32 [].
+      update: int32 [], the updates before this one.
+    """
+    weight = (1 - LECAM_DECAY) / -jnp.expm1((update + 1) * math.log(LECAM_DECAY))
+    means = {'real': real_logit, 'fake': fake_logit}
+    return {name: average + weight * (means[name] - average) for name, average in averages.items()}
 
 
 def classification(class_logits: jax.Array, labels: jax.Array) -> jax.Array:

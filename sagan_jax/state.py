@@ -20,7 +20,8 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 [], completed steps.
-      generator, discriminator: the variables of the networks, see `models.Network`.
+      generator, discriminator: the variables of the networks, see `models.Network`. With
+        `lecam_weight`, the discriminator's have `logit_averages` too, see `losses.lecam`.
       generator_opt, discriminator_opt: the moments of Adam.
       ema_params: the averaged parameters of the generator. Its statistics are not averaged.
       restarts: int32 [], divergence restarts so far; the noise depends on them.
@@ -71,6 +72,8 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
     def create(key):
         generator_key, discriminator_key = jax.random.split(key)
         g, d = generator.init(generator_key), discriminator.init(discriminator_key)
+        if config.lecam_weight:
+            d['logit_averages'] = {'real': jnp.zeros(()), 'fake': jnp.zeros(())}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             generator=g,

@@ -14,12 +14,15 @@ class Stream(enum.IntEnum):
     DISCRIMINATOR_NOISE = 1  # z and labels of the fakes that the discriminator is trained on
     GENERATOR_NOISE = 2  # z and labels of the generator's own update
     DATA_ORDER = 3
-    AUGMENTATION = 4
+    AUGMENTATION = 4  # which real images are mirrored
     STANDING_STATISTICS = 6  # z and labels from which a frozen generator's moments are estimated
     EVALUATION_NOISE = 7  # z of the images that are scored; the step is an image's index
     EVALUATION_LABELS = 8
     SAMPLE_NOISE = 9  # z of all other samples; the step is the index of a sample
     WRONG_LABELS = 10  # labels of real images that the discriminator learns to reject
+    REAL_AUGMENTATION = 11  # of what the discriminator sees, see augmentation.py
+    FAKE_AUGMENTATION = 12
+    GENERATOR_AUGMENTATION = 13  # the same in the generator's own update
 
 
 _RESTART = 1000  # added to a stream's number at each divergence restart

@@ -3,16 +3,14 @@
 A step is `discriminator_steps` updates of the discriminator and then one of the generator. The
 functions of a step are written for one device, with collectives over the axis `AXIS`. Those that
 create a step map it over the devices; outside, the state has no device axis and the batch is the
-global one. All randomness is a function of the configuration's seed and the step number. It is
-drawn for the global batch and each device takes its rows, so that the number of devices only
-changes the order of additions.
+global one. The number of devices only changes the order of additions, see step_inputs.py.
 
 In shapes, S is `steps_per_call`, D `discriminator_steps`, B `batch_size`, and b the images of a
 batch on one device.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +18,24 @@ import ml_collections
 import numpy as np
 import optax
 from flax import traverse_util
-from jax import lax
 
-from sagan_jax import optimizers, spectral_norm
-from sagan_jax.game import Game, Metrics, create_game, discriminator_loss, generate, generator_loss
+from sagan_jax import losses, optimizers, spectral_norm
+from sagan_jax.game import (
+    Examples,
+    Game,
+    Metrics,
+    create_game,
+    discriminator_loss,
+    generate,
+    generator_loss,
+    gradient_penalty,
+)
+from sagan_jax.gradients import mean_gradients
 from sagan_jax.models import Variables
 from sagan_jax.models.architectures import ARCHITECTURES, first_blocks
 from sagan_jax.state import TrainState, state_shapes
-from sagan_jax.streams import Stream, draw_noise, stream_key
+from sagan_jax.step_inputs import augmentation_numbers, draw, real_examples
+from sagan_jax.streams import Stream
 from sagan_jax.system import distributed
 from sagan_jax.system.replicas import AXIS, replicate
 
@@ -77,19 +85,70 @@ def update_discriminator(
       labels: int32 [b].
     """
     weights, pull_back, spectral_stats = normalise(game, state.discriminator)
-    reals = real_images(game, images, update), real_labels(game, labels, update)
-    batch = reals, draw(game, Stream.DISCRIMINATOR_NOISE, update, state.restarts)
+    reals = real_examples(game, images, labels, update)
+    noise = draw(game, Stream.DISCRIMINATOR_NOISE, update, state.restarts)
+    batch = reals, noise, augmentation_numbers(game, Stream.FAKE_AUGMENTATION, update)
     stats = state.generator['batch_stats'], state.discriminator['batch_stats']
+    averages = state.discriminator.get('logit_averages')
 
     def loss(weights, stats, batch):
-        (g_stats, d_stats), (reals, (z, labels)) = stats, batch
-        fakes, g_stats = generate(game, generator_weights, g_stats, z, labels)
+        (g_stats, d_stats), (reals, (z, labels), numbers) = stats, batch
+        images, g_stats = generate(game, generator_weights, g_stats, z, labels)
+        fakes = Examples(images, labels, numbers)
         value, (d_stats, metrics) = discriminator_loss(
-            game, weights, d_stats, reals, (fakes, labels)
+            game, weights, d_stats, reals, fakes, averages
         )
         return value, ((g_stats, d_stats), metrics)
 
     (g_stats, d_stats), metrics, grads = mean_gradients(game, loss, weights, stats, batch)
+    state, norm = descend_discriminator(game, state, pull_back, grads)
+    after = {'batch_stats': d_stats, 'spectral_stats': spectral_stats}
+    if averages:
+        after['logit_averages'] = losses.next_logit_averages(
+            averages, metrics['real_logit'], metrics['fake_logit'], update
+        )
+    state = state._replace(
+        generator=state.generator | {'batch_stats': g_stats},
+        discriminator=state.discriminator | after,
+    )
+    return state, metrics | {'discriminator_grad_norm': norm}
+
+
+def penalise_discriminator(
+    game: Game, state: TrainState, images: jax.Array, labels: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """Updates the discriminator by R1 alone, after every `r1_every` steps and that much stronger.
+
+    Lazy regularisation (StyleGAN2: Karras et al. 2020, appendix B). Neither u nor batch statistics
+    advance.
+
+    Args:
+      images, labels: those of its last update, as for `update_discriminator`.
+    """
+    config, discriminator = game.config, state.discriminator
+    weights, pull_back, _ = normalise(game, discriminator)
+    reals = real_examples(game, images, labels, state.step * config.discriminator_steps - 1)
+    if reals.labels.ndim == 2:  # with `mismatch_weight`
+        reals = reals._replace(labels=reals.labels[:, 0])
+
+    def loss(weights, batch_stats, reals):
+        penalty = gradient_penalty(game, weights, batch_stats, reals)
+        value = config.r1_weight / 2 * config.r1_every * penalty
+        return value, (batch_stats, {'r1_penalty': penalty})
+
+    _, metrics, grads = mean_gradients(game, loss, weights, discriminator['batch_stats'], reals)
+    state, _ = descend_discriminator(game, state, pull_back, grads)
+    return state, metrics
+
+
+def descend_discriminator(
+    game: Game, state: TrainState, pull_back: PullBack, grads: Variables
+) -> tuple[TrainState, jax.Array]:
+    """Updates the discriminator's parameters by gradients with respect to its weights.
+
+    Returns:
+      The next state, and the norm of the gradients with respect to the parameters.
+    """
     (grads,) = pull_back(grads)
     grads = without_frozen(game, grads)
     params, opt_state = state.discriminator['params'], state.discriminator_opt
@@ -97,11 +156,9 @@ def update_discriminator(
         game.config, game.discriminator_optimizer, state.step, grads, opt_state, params
     )
     state = state._replace(
-        generator=state.generator | {'batch_stats': g_stats},
-        discriminator={'params': params, 'batch_stats': d_stats, 'spectral_stats': spectral_stats},
-        discriminator_opt=opt_state,
+        discriminator=state.discriminator | {'params': params}, discriminator_opt=opt_state
     )
-    return state, metrics | {'discriminator_grad_norm': optax.tree.norm(grads)}
+    return state, optax.tree.norm(grads)
 
 
 def update_generator(
@@ -125,7 +182,8 @@ def update_generator(
         )
 
     batch_stats = state.generator['batch_stats']
-    noise = draw(game, Stream.GENERATOR_NOISE, state.step, state.restarts)
+    z, labels = draw(game, Stream.GENERATOR_NOISE, state.step, state.restarts)
+    noise = z, labels, augmentation_numbers(game, Stream.GENERATOR_AUGMENTATION, state.step)
     batch_stats, metrics, grads = mean_gradients(game, loss, weights, batch_stats, noise)
     (grads,) = pull_back(grads)
     params, opt_state = state.generator['params'], state.generator_opt
@@ -181,89 +239,6 @@ def without_frozen(game: Game, grads: Variables) -> Variables:
     }
 
 
-def mean_gradients(
-    game: Game, loss: Callable, weights: Variables, stats: Any, batch: Any
-) -> tuple[Any, Metrics, Variables]:
-    """Gradients of `loss(weights, stats, part) -> (value, (stats, metrics))` over a whole batch.
-
-    This device's batch is divided into `gradient_accumulation` parts, computed one after the other.
-
-    Returns:
-      The batch statistics after the last part; the metrics; and the gradients with respect to
-      `weights`. Metrics and gradients are means over all parts and devices.
-    """
-
-    def gradients(stats: Any, part: Any) -> tuple[Any, tuple[Metrics, Variables]]:
-        grads, (stats, metrics) = jax.grad(loss, has_aux=True)(weights, stats, part)
-        return stats, (metrics, grads)
-
-    stats, means = accumulate(game, gradients, stats, batch)
-    metrics, grads = lax.pmean(means, AXIS)
-    return stats, metrics, grads
-
-
-def accumulate(
-    game: Game, function: Callable[[Any, Any], tuple[Any, Any]], stats: Any, batch: Any
-) -> tuple[Any, Any]:
-    """Runs `function(stats, part) -> (stats, values)` over all parts of a batch in turn.
-
-    Returns:
-      The statistics after the last part, and the means of the values over the parts.
-    """
-    count = game.config.gradient_accumulation
-    if count == 1:
-        return function(stats, batch)
-
-    def add(carry, part):
-        stats, sums = carry
-        stats, values = function(stats, part)
-        return (stats, jax.tree.map(jnp.add, sums, values)), None
-
-    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-    _, shapes = jax.eval_shape(function, stats, jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (stats, sums), _ = game.scan(add, (stats, zeros), parts)
-    return stats, jax.tree.map(lambda x: x / count, sums)
-
-
-# ---- What a device sees. -----------------------------------------------------------------------
-
-
-def own_rows(game: Game, array: jax.Array) -> jax.Array:
-    """This device's rows, [b, …], of an array drawn for the global batch, [B, …]."""
-    start = lax.axis_index(AXIS) * game.local_batch
-    return lax.dynamic_slice_in_dim(array, start, game.local_batch)
-
-
-def draw(
-    game: Game, stream: Stream, index: jax.Array, restarts: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """This device's z, float32 [b, z_dim], and labels, int32 [b], see `streams.draw_noise`."""
-    z, labels = draw_noise(game.config, stream, index, restarts)
-    return own_rows(game, z), own_rows(game, labels)
-
-
-def real_images(game: Game, images: jax.Array, update: jax.Array) -> jax.Array:
-    """Scales uint8 to float32 in [-1, 1]; mirrors half of the images with `dataset.flip`."""
-    config = game.config
-    images = images.astype(jnp.float32) * (2 / 255) - 1
-    if not config.dataset.flip:
-        return images
-    key = stream_key(config.seed, Stream.AUGMENTATION, update)
-    mirrored = own_rows(game, jax.random.bernoulli(key, shape=(config.batch_size,)))
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-
-
-def real_labels(game: Game, labels: jax.Array, update: jax.Array) -> jax.Array:
-    """Labels int32 [b]; with `mismatch_weight` int32 [b, 2], where the second label is wrong."""
-    config, classes = game.config, game.config.dataset.num_classes
-    if not config.mismatch_weight:
-        return labels
-    key = stream_key(config.seed, Stream.WRONG_LABELS, update)
-    ahead = own_rows(game, jax.random.randint(key, (config.batch_size,), 1, classes))
-    return jnp.stack([labels, (labels + ahead) % classes], 1)
-
-
 # ---- A step on all devices. --------------------------------------------------------------------
 
 
@@ -282,13 +257,17 @@ def create_train_step(
       each passes its `local_rows` of them. The metrics are float32 [S], one value per step: both
       losses, the mean logits on real and on generated images, the norms of both gradients, the
       largest σ of each network and every gamma; with `mismatch_weight`, the mean logit on wrong
-      labels; with AC-GAN, the classifier's accuracy on real and on generated images.
+      labels; with AC-GAN, the classifier's accuracy on real and on generated images; with
+      `lecam_weight`, the penalty. With `r1_weight`, a call that ends at a multiple of `r1_every`
+      has R1's penalty too, float32 [1]; each call waits for the one before, to know the step.
 
     Raises:
       UserError: if the configuration cannot run on these devices, see `create_game`.
     """
-    game, run = _create(config, devices or distributed.all_devices())
-    return lambda state, images, labels: run(state, _shard(game, images), _shard(game, labels))
+    devices = devices or distributed.all_devices()
+    game = create_game(config, devices)
+    run = _in_turn(game, *_programs(game, devices, _as_given))
+    return lambda state, images, labels: run(state, (_shard(game, images), _shard(game, labels)))
 
 
 def lower_train_step(
@@ -297,7 +276,7 @@ def lower_train_step(
     images: jax.ShapeDtypeStruct,
     labels: jax.ShapeDtypeStruct,
 ) -> jax.stages.Lowered:
-    """Lowers the program of `create_train_step` without running anything.
+    """Lowers the program of `create_train_step` without running anything, and without R1's own.
 
     Args:
       config: as for `create_train_step`.
@@ -307,23 +286,10 @@ def lower_train_step(
     Raises:
       UserError: as `create_train_step`.
     """
-    game, run = _create(config, devices)
-    batch = jax.eval_shape(lambda *batch: [_shard(game, a) for a in batch], images, labels)
-    return run.lower(state_shapes(config), *batch)
-
-
-def _create(
-    config: ml_collections.ConfigDict, devices: list[jax.Device]
-) -> tuple[Game, jax.stages.Wrapped]:
-    """The game and the mapped program of `create_train_step`."""
     game = create_game(config, devices)
-
-    def steps(state, images, labels):
-        return game.scan(
-            lambda state, batch: train_step(game, state, *batch), state, (images, labels)
-        )
-
-    return game, _on_each(devices, steps, in_axes=(None, 0, 0))
+    steps, _ = _programs(game, devices, _as_given)
+    batches = jax.eval_shape(lambda *arrays: [_shard(game, a) for a in arrays], images, labels)
+    return steps.lower(state_shapes(config), batches, ())
 
 
 def create_gathering_train_step(
@@ -347,15 +313,13 @@ def create_gathering_train_step(
     devices = devices or distributed.all_devices()
     game = create_game(config, devices)
 
-    def steps(state, rows, images, labels):
-        return game.scan(
-            lambda state, rows: train_step(game, state, images[rows], labels[rows]), state, rows
-        )
+    def gather(rows, images, labels):
+        return images[rows], labels[rows]
 
-    run = _on_each(devices, steps, in_axes=(None, 0, None, None))
+    run = _in_turn(game, *_programs(game, devices, gather))
     here = [device for device in devices if device.process_index == jax.process_index()]
     images, labels = replicate(dataset, here)
-    return lambda state, rows: run(state, _shard(game, rows), images, labels)
+    return lambda state, rows: run(state, (_shard(game, rows),), (images, labels))
 
 
 def local_rows(config: ml_collections.ConfigDict) -> np.ndarray:
@@ -367,13 +331,61 @@ def local_rows(config: ml_collections.ConfigDict) -> np.ndarray:
     return rows[:, here].reshape(-1)
 
 
-def _on_each(
-    devices: list[jax.Device], steps: Callable, in_axes: tuple[int | None, ...]
-) -> jax.stages.Wrapped:
-    """Maps `steps(state, …) -> (state, metrics)` over the devices. The state is donated."""
-    return jax.pmap(
-        steps, AXIS, in_axes=in_axes, out_axes=(None, None), devices=devices, donate_argnums=0
+def _as_given(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return images, labels
+
+
+def _programs(
+    game: Game, devices: list[jax.Device], batch_of: Callable
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """The programs for S steps and for R1, both `(state, batches, dataset) -> (state, metrics)`.
+
+    R1 is a program of its own, because XLA runs a conditional on one CPU thread, like a loop.
+
+    Args:
+      game, devices: see `create_game`.
+      batch_of: `batch_of(*batches, *dataset)` returns images and labels. Batches are divided among
+        the devices, [n, S, D, b, …], and every device has the whole dataset.
+    """
+    on_each = partial(
+        jax.pmap,
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=(None, None),
+        devices=devices,
+        donate_argnums=0,  # the state
     )
+
+    def steps(state, batches, dataset):
+        return game.scan(
+            lambda state, batch: train_step(game, state, *batch_of(*batch, *dataset)),
+            state,
+            batches,
+        )
+
+    def penalise(state, batches, dataset):
+        last = [batch[-1, -1] for batch in batches]
+        state, metrics = penalise_discriminator(game, state, *batch_of(*last, *dataset))
+        return state, jax.tree.map(lambda metric: metric[None], metrics)
+
+    return on_each(steps), on_each(penalise)
+
+
+def _in_turn(
+    game: Game, steps: Callable, penalise: Callable
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """A function like `steps` that runs `penalise` after it if R1 is due."""
+    config = game.config
+
+    def call(state, batches, dataset=()):
+        due = config.r1_weight and (int(state.step) + config.steps_per_call) % config.r1_every == 0
+        state, metrics = steps(state, batches, dataset)
+        if due:
+            state, penalty = penalise(state, batches, dataset)
+            metrics |= penalty
+        return state, metrics
+
+    return call
 
 
 def _shard(game: Game, array: np.ndarray) -> np.ndarray:

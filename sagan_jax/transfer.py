@@ -77,7 +77,8 @@ def begin(
     generator = _take(config, other, state.averaged, fresh.generator, same_classes)
     discriminator = fresh.discriminator
     if has_discriminator:
-        discriminator = _take(config, other, state.discriminator, discriminator, same_classes)
+        taken = _take(config, other, state.discriminator, discriminator, same_classes)
+        discriminator = discriminator | taken
     else:
         lines.append('the discriminator is new, because that run has none')
     begun = fresh._replace(

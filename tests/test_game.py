@@ -11,6 +11,7 @@ import pytest
 from sagan_jax import losses
 from sagan_jax.errors import UserError
 from sagan_jax.game import (
+    Examples,
     create_game,
     discriminate_both,
     discriminator_loss,
@@ -37,7 +38,7 @@ def on_one_device(function):
 def labelled(seed, count=8):
     rng = np.random.default_rng(seed)
     images = rng.uniform(-1, 1, (count, 32, 32, 3)).astype(np.float32)
-    return images, rng.integers(0, 3, count).astype(np.int32)
+    return Examples(images, rng.integers(0, 3, count).astype(np.int32))
 
 
 def cross_entropy(class_logits, labels):
@@ -51,8 +52,8 @@ def test_acgan_classifies_real_and_generated_images():
     weights, reals, fakes = discriminator['params'], labelled(1), labelled(2)
     d_weights = {'params': weights, 'batch_stats': {}}
     apply = jax.jit(partial(game.discriminator.apply, train=False))
-    (real, real_classes), _ = apply(d_weights, *reals)
-    (fake, fake_classes), _ = apply(d_weights, *fakes)
+    (real, real_classes), _ = apply(d_weights, *reals[:2])
+    (fake, fake_classes), _ = apply(d_weights, *fakes[:2])
 
     loss, (_, metrics) = on_one_device(partial(discriminator_loss, game))(weights, {}, reals, fakes)
     classes = cross_entropy(real_classes, reals[1]) + cross_entropy(fake_classes, fakes[1])
@@ -113,8 +114,9 @@ def test_mode_seeking_compares_images_of_one_class():
     images, _ = on_one_device(partial(generate, game))(*variables, z, paired)
     d_weights = {'params': weights, 'batch_stats': {}}
     logits, _ = game.discriminator.apply(d_weights, images, paired, train=False)
-    images = np.asarray(images).reshape(4, 2, -1)
-    distances = np.abs(images[:, 0] - images[:, 1]).mean(-1)
+    first, second = np.asarray(images[::2]), np.asarray(images[1::2])
+    distances = np.abs(first - second).mean((1, 2, 3))
+    distances += np.abs(first.mean((1, 2)) - second.mean((1, 2))).mean(1)
     ratios = np.abs(z[::2] - z[1::2]).mean(-1) / (distances + 0.01)
     loss, _ = on_one_device(partial(generator_loss, game))(*variables, weights, {}, z, labels)
     np.testing.assert_allclose(loss, -logits.mean() + 0.5 * ratios.mean(), rtol=1e-4)

@@ -71,6 +71,29 @@ def test_mode_seeking_sees_the_colour_of_small_objects():
     assert losses.mode_seeking(np.stack([one, other]), z) < 0.6 * same
 
 
+def test_lecam():
+    averages = {'real': np.float32(0.7), 'fake': np.float32(-0.4)}
+    loss = losses.lecam(REAL, FAKE, averages)
+    above, below = np.maximum(0, REAL + 0.4), np.maximum(0, 0.7 - FAKE)
+    np.testing.assert_allclose(loss, np.mean(above**2) + np.mean(below**2), rtol=1e-6)
+    real_grad, fake_grad = jax.grad(losses.lecam, argnums=(0, 1))(REAL, FAKE, averages)
+    np.testing.assert_allclose(real_grad, 2 * above / 5, rtol=1e-6)
+    np.testing.assert_allclose(fake_grad, -2 * below / 5, rtol=1e-6)
+    right, wrong = np.float32([1.5, 0.1]), np.float32([-2.0, -0.1])  # all on the right sides
+    expected = np.mean((right + 0.4) ** 2) + np.mean((wrong - 0.7) ** 2)  # as in the paper
+    np.testing.assert_allclose(losses.lecam(right, wrong, averages), expected, rtol=1e-6)
+
+
+def test_averages_of_logits_have_no_bias_towards_their_beginning():
+    logits = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    averages = {'real': 0.0, 'fake': 0.0}
+    for update, (real, fake) in enumerate(logits):
+        averages = losses.next_logit_averages(averages, real, fake, update)
+        weights = losses.LECAM_DECAY ** np.arange(update, -1.0, -1.0)
+        expected = weights @ np.float64(logits[: update + 1]) / weights.sum()
+        np.testing.assert_allclose([averages['real'], averages['fake']], expected, atol=1e-5)
+
+
 def test_classification():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(6, 4)).astype(np.float32) * 3

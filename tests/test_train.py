@@ -60,6 +60,10 @@ def finished(pictures, tmp_path_factory):
         num_train_steps=5,
         evaluate_every=5,
         watch__min_diversity=1e9,
+        diff_augment='color,translation,cutout',
+        lecam_weight=0.3,
+        r1_weight=1.0,
+        r1_every=2,
     )
     prefixes = {id(config): ''} | {
         id(value): f'{key}.'
@@ -97,9 +101,10 @@ def finished(pictures, tmp_path_factory):
             distributed.joined(config).__enter__()
         config.distributed.update({'coordinator': '', 'process_id': 0})
         config.model.conditioning = 'acgan'  # whose step reads the weight of the classifier
+        config.r1_weight = 0.0  # with which a step is not traced as a whole
         train_step, batch = create_train_step(config), tiny.batch(config)
         jax.eval_shape(lambda state: train_step(state, *batch), create_state(config))
-        config.model.conditioning = 'projection'
+        config.model.conditioning, config.r1_weight = 'projection', 1.0
     return config, workdir, read
 
 

@@ -5,21 +5,24 @@ from functools import partial
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from sagan_jax import losses, models, spectral_norm
+from sagan_jax.augmentation import NUMBERS, augment
 from sagan_jax.errors import UserError
 from sagan_jax.game import create_game
+from sagan_jax.gradients import accumulate
+from sagan_jax.run import integrity
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
 from sagan_jax.system.replicas import AXIS, replicate, single_copy
 from sagan_jax.train_step import (
-    accumulate,
     create_gathering_train_step,
     create_train_step,
-    real_labels,
+    penalise_discriminator,
 )
 from tests import tiny
 from tests.traced import operations, precisions
@@ -59,11 +62,12 @@ def base(**overrides):
     return tiny.config(**settings | overrides)
 
 
-def run(config, devices, steps):
+def run(config, devices, steps, start=0):
     """The state and the metrics of each call, on the first `devices` devices."""
     used = jax.devices()[:devices]
     train_step = create_train_step(config, used)
-    state = replicate(open_gammas(create_state(config)), used)
+    state = create_state(config)._replace(step=np.int32(start))
+    state = replicate(open_gammas(state), used)
     history = []
     for step in range(steps):
         state, metrics = train_step(state, *tiny.batch(config, seed=step))
@@ -349,25 +353,162 @@ def test_mismatch_loss_on_wrong_labels(first_step):
     np.testing.assert_allclose(metrics['generator_loss'], without['generator_loss'], rtol=1e-4)
 
 
-def test_wrong_labels_are_uniform_over_the_other_classes():
-    """The same on one and on eight devices, different in each update."""
-    config = base(batch_size=24_000, dataset__num_classes=4, mismatch_weight=0.5)
-    own = np.random.default_rng(0).integers(0, 4, config.batch_size).astype(np.int32)
+REGULARISED = {
+    'diff_augment': 'color,translation,cutout',
+    'lecam_weight': 0.3,
+    'r1_weight': 1.0,
+    'r1_every': 2,
+}
 
-    def draw(devices, update):
-        game = create_game(config, jax.devices()[:devices])
-        on_each = jax.vmap(partial(real_labels, game), in_axes=(0, None), axis_name=AXIS)
-        return np.array(on_each(own.reshape(devices, -1), update)).reshape(-1, 2)
 
-    labels = draw(8, update=3)
-    np.testing.assert_array_equal(labels[:, 0], own)
-    for label in range(4):
-        counts = np.bincount(labels[own == label, 1], minlength=4)
-        expected = np.where(np.arange(4) == label, 0, counts.sum() / 3)
-        np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(expected.max() * 2 / 3))
-        assert counts[label] == 0
-    np.testing.assert_array_equal(labels, draw(1, update=3))
-    assert (labels != draw(8, update=4)).any()
+@pytest.fixture(scope='module')
+def regularised():
+    """One step with R1 at its end on 1, 2 and 8 devices, and with parts of a batch on 4."""
+    runs = {devices: run(base(**REGULARISED), devices, 1, start=1) for devices in (1, 2, 8)}
+    parts = base(gradient_accumulation=2, batch_norm__cross_replica=False, **REGULARISED)
+    alone = base(batch_norm__cross_replica=False, **REGULARISED)
+    return runs, run(parts, 4, 1, start=1), run(alone, 8, 1, start=1)
+
+
+@pytest.mark.parametrize('devices', [2, 8, 'parts'])
+def test_regularisers_do_not_depend_on_the_number_of_devices(regularised, devices):
+    """Nor on the parts of a batch. The discriminator's gradient is that of R1."""
+    runs, parts, alone = regularised
+    (one, (metrics,)), (other, (other_metrics,)) = (
+        (alone, parts) if devices == 'parts' else (runs[1], runs[devices])
+    )
+    assert {'lecam_penalty', 'r1_penalty'} < metrics.keys() == other_metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(other_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    averages = [state.discriminator['logit_averages'] for state in (one, other)]
+    chex.assert_trees_all_close(*averages, rtol=1e-4, atol=1e-6)
+    on_one, on_several = gradients(one), gradients(other)
+    for path, gradient in on_one.items():
+        difference = np.linalg.norm(on_several[path] - gradient)
+        assert difference <= 1e-4 * np.linalg.norm(gradient) + 1e-4, path
+
+
+def test_one_regularised_step_against_its_definition(first_step):
+    """Augmented images, LeCam's penalty and averages, from the networks. R1 is not due.
+
+    What depends on the generator's images alone is as without.
+    """
+    before = first_step[0]
+    config = base(**REGULARISED)
+    state, (metrics,) = run(config, 1, 1)
+    assert 'r1_penalty' not in metrics
+    plain = single_copy(first_step[1][1])
+    for part in (lambda s: s.discriminator['spectral_stats'], lambda s: s.generator['batch_stats']):
+        chex.assert_trees_all_close(part(state), part(plain), rtol=1e-5, atol=1e-6)
+
+    generator, discriminator = models.create(config)
+    images, labels = tiny.batch(config)
+
+    def numbers(stream):
+        return jax.random.uniform(stream_key(config.seed, stream, 0), (8, NUMBERS))
+
+    def generated(stream):
+        z_key, labels_key = jax.random.split(stream_key(config.seed, stream, 0))
+        z, labels = jax.random.normal(z_key, (8, 8)), jax.random.randint(labels_key, (8,), 0, 3)
+        weights, _ = generator.normalise(before.generator)
+        return generator.apply(weights, z, labels, train=True)[0], labels
+
+    def logits(variables, images, labels, stream):
+        seen = augment(images, numbers(stream), config.diff_augment)
+        weights, _ = discriminator.normalise(variables)
+        return np.asarray(discriminator.apply(weights, seen, labels, train=False)[0])
+
+    mirrored = jax.random.bernoulli(stream_key(config.seed, Stream.AUGMENTATION, 0), shape=(8,))
+    reals = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images) / 127.5 - 1
+    real = logits(before.discriminator, reals.astype(np.float32), labels, Stream.REAL_AUGMENTATION)
+    fakes = generated(Stream.DISCRIMINATOR_NOISE)
+    fake = logits(before.discriminator, *fakes, Stream.FAKE_AUGMENTATION)
+    fakes = generated(Stream.GENERATOR_NOISE)
+    last = logits(state.discriminator, *fakes, Stream.GENERATOR_AUGMENTATION)
+
+    penalty = np.mean(np.maximum(real, 0) ** 2) + np.mean(np.maximum(-fake, 0) ** 2)
+    for name, value in {
+        'real_logit': real.mean(),
+        'fake_logit': fake.mean(),
+        'lecam_penalty': penalty,  # the averages begin at 0
+        'discriminator_loss': losses.hinge_discriminator(real, fake) + 0.3 * penalty,
+        'generator_loss': -last.mean(),
+    }.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    averages = state.discriminator['logit_averages']
+    np.testing.assert_allclose(averages['real'], real.mean(), rtol=1e-4)
+    np.testing.assert_allclose(averages['fake'], fake.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'mismatch_weight': 0.5},
+        {
+            'model__architecture': 'dcgan',
+            'model__conditioning': 'none',
+            'model__generator_attention': (),
+            'model__discriminator_attention': (),
+        },
+    ],
+)
+def test_r1_against_its_definition(settings):
+    """The gradient of γ/2 · k · E[‖∇D(x)‖²] with normalisation and augmentation inside.
+
+    Neither u nor the moments of batch norm advance, of which dcgan's discriminator has some.
+    """
+    config = base(dataset__flip=False, discriminator_steps=2, **REGULARISED, **settings)
+    state = open_gammas(create_state(config))._replace(step=np.int32(4))
+    game = create_game(config, jax.devices()[:1])
+    images, labels = (array[:8] for array in tiny.batch(config))
+    after, metrics = jax.jit(
+        jax.vmap(partial(penalise_discriminator, game), None, None, axis_name=AXIS, axis_size=1)
+    )(state, images, labels)
+    _, discriminator = models.create(config)
+    reals = (images / 127.5 - 1).astype(np.float32)
+    key = stream_key(config.seed, Stream.REAL_AUGMENTATION, 7)  # of eight updates, the last
+    numbers = jax.random.uniform(key, (8, NUMBERS))
+
+    def logit(params, image, number, label):
+        variables = state.discriminator | {'params': params}
+        seen = augment(image[None], number[None], config.diff_augment)
+        return discriminator.apply(
+            discriminator.normalise(variables)[0], seen, label[None], train=False
+        )[0][0]
+
+    def penalty(params):
+        gradients = jax.vmap(jax.grad(logit, argnums=1), (None, 0, 0, 0))(
+            params, reals, numbers, labels
+        )
+        return jnp.square(gradients).sum() / 8
+
+    if not state.discriminator['batch_stats']:  # else images depend on each other
+        value, expected = jax.jit(jax.value_and_grad(penalty))(state.discriminator['params'])
+        np.testing.assert_allclose(metrics['r1_penalty'], value, rtol=1e-4)
+        expected = traverse_util.flatten_dict(expected)
+        found = traverse_util.flatten_dict(after.discriminator_opt[0].mu)  # β1 is 0
+        scale = np.sqrt(sum((g**2).sum() for g in expected.values()))
+        assert scale > 1e-3
+        for path, gradient in expected.items():
+            np.testing.assert_allclose(found[path], gradient, rtol=1e-3, atol=1e-5 * scale)
+    changed = {'discriminator': {'params'}}
+    for network in ('generator', 'discriminator'):
+        old, new = getattr(state, network), getattr(after, network)
+        for name in old.keys() - changed.get(network, set()):
+            chex.assert_trees_all_equal(old[name], new[name])
+    kernel = ('conv1', 'kernel')
+    old, new = (traverse_util.flatten_dict(s.discriminator['params']) for s in (state, after))
+    assert any((old[path] != new[path]).any() for path in old if path[-2:] == kernel)
+
+
+def test_only_lecam_adds_to_the_state():
+    plain, with_lecam = (
+        set(integrity.named_leaves(create_state(base(**settings))))
+        for settings in (REGULARISED | {'lecam_weight': 0.0}, REGULARISED)
+    )
+    assert plain == set(integrity.named_leaves(create_state(base())))
+    added = {f'discriminator/logit_averages/{name}' for name in ('real', 'fake')}
+    assert with_lecam == plain | added
 
 
 def test_rates_fall_to_zero():

@@ -49,10 +49,12 @@ def gflop_per_image(config: ml_collections.ConfigDict) -> float:
 
     Counts the additions and multiplications of the forward and backward passes of both networks,
     of normalisation and of the optimiser, in the program for an accelerator before XLA optimises
-    it. Recomputation and accumulation are not counted: they compute the same function.
+    it. Recomputation and accumulation are not counted: they compute the same function. Updates by
+    R1 alone are not counted either.
     """
     config = config.copy_and_resolve_references()
     config.steps_per_call = config.gradient_accumulation = 1
+    config.r1_weight = 0.0
     config.model.attention_query_block = 0
     try:
         cpu = jax.devices('cpu')[:1]  # without loops, whose body XLA counts only once

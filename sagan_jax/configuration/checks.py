@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from sagan_jax.augmentation import AUGMENTATIONS
 from sagan_jax.configuration import defaults
 from sagan_jax.errors import UserError
 from sagan_jax.losses import LOSSES
@@ -46,6 +47,9 @@ RANGES = {
     'discriminator_steps': _up_to(10**4),
     'mismatch_weight': RATE,
     'mode_seeking_weight': RATE,
+    'lecam_weight': RATE,
+    'r1_weight': RATE,
+    'r1_every': COUNT,
     'dataset.num_classes': _up_to(10**6, 0),
     'model.generator_width': _up_to(2**16),
     'model.discriminator_width': _up_to(2**16),
@@ -145,6 +149,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if value not in choices:
             raise UserError(f'{key}={_shown(value)} should be {_one_of(choices)}.')
     _check_schedule(config)
+    _check_augmentation(config)
     _check_conditioning(config)
     _check_networks(config)
     _check_evaluation(config)
@@ -255,13 +260,26 @@ def _one_of(choices: Iterable[Any]) -> str:
 
 
 def _check_schedule(config: ml_collections.ConfigDict) -> None:
+    in_steps: tuple[str, ...]
     in_steps = ('num_train_steps', 'log_every', 'sample_every', 'checkpoint_every')
+    if config.r1_weight:
+        in_steps += ('r1_every',)
     for key in (*in_steps, 'evaluate_every'):  # evaluate_every=0 stands for never
         if config[key] % config.steps_per_call:
             raise UserError(
                 f'{key}={config[key]} is not a multiple of '
                 f'steps_per_call={config.steps_per_call}: change one of the two.'
             )
+
+
+def _check_augmentation(config: ml_collections.ConfigDict) -> None:
+    policy = config.diff_augment
+    names = policy.split(',') if policy else []
+    if len({*names} & {*AUGMENTATIONS}) < len(names):
+        raise UserError(
+            f'diff_augment={_shown(policy)} should be names from {", ".join(AUGMENTATIONS)}, each '
+            "at most once, with commas and no spaces between, or '' for none."
+        )
 
 
 def _check_conditioning(config: ml_collections.ConfigDict) -> None:

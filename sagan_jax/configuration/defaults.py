@@ -34,6 +34,17 @@ def get_config() -> ml_collections.ConfigDict:
     # Weight of the generator's loss on pairs of images of the same class that are similar although
     # their z differ (mode seeking: Mao et al., 2019); 0: no such loss.
     config.mode_seeking_weight = 0.0
+    # What the discriminator sees of real and of generated images, against learning few images by
+    # heart (DiffAugment: Zhao et al., 2020): 'color', 'translation' and 'cutout', with commas
+    # between, as in 'color,translation,cutout'; '': the images as they are.
+    config.diff_augment = ''
+    # Weight of a penalty on the distance of the discriminator's logits of real images from a moving
+    # average of those of generated ones, and vice versa (LeCam: Tseng et al., 2021, λ); 0: none.
+    config.lecam_weight = 0.0
+    # Weight of a penalty on the discriminator's gradient at real images (R1: Mescheder et al.,
+    # 2018, γ); 0: none.
+    config.r1_weight = 0.0
+    config.r1_every = 16  # steps between updates by R1, each this much stronger
 
     config.dataset = dataset = ml_collections.ConfigDict()
     dataset.name = 'shapes'  # 'shapes', 'image_folder', or the name of a TFDS data set

@@ -13,11 +13,12 @@ from sagan_jax.errors import UserError
 from sagan_jax.state import create_state, state_shapes
 from tests import tiny
 
-# Free text: names, paths and addresses.
+# Free text: names, lists of names, paths and addresses.
 FREE_TEXT = {
     'dataset.name',
     'dataset.data_dir',
     'dataset.source_dir',
+    'diff_augment',
     'distributed.coordinator',
     'evaluation.inception_weights',
     'init.run',
@@ -48,6 +49,8 @@ def test_the_defaults_and_tiny_networks_are_accepted():
     checks.check(defaults.get_config())
     checks.check(tiny.config())
     checks.check(tiny.config(ema__decay=1.0))
+    checks.check(tiny.config(diff_augment='cutout,color'))
+    checks.check(tiny.config(steps_per_call=2, log_every=2, r1_every=3))  # without its weight
 
 
 @pytest.mark.parametrize('key', [key for key in checks.CHOICES if key.startswith('model.')])
@@ -99,6 +102,14 @@ def test_every_choice_of_networks_exists(key):
             },
             'discriminator_attention asks for 3, .* feature maps of 6, 12: choose',
         ),
+        (
+            {'steps_per_call': 2, 'log_every': 2, 'r1_weight': 1.0, 'r1_every': 3},
+            'r1_every=3 is not a multiple of steps_per_call=2',
+        ),
+        ({'diff_augment': 'colour'}, "='colour' should be names from color, translation, cutout, "),
+        ({'diff_augment': 'color, cutout'}, 'with commas and no spaces between'),
+        ({'diff_augment': 'cutout,cutout'}, 'each at most once'),
+        ({'diff_augment': 'cutout,'}, "='cutout,' should be names from"),
         ({'model__generator_attention': (12,)}, 'generator_attention asks for 12.*8, 16, 32'),
         ({'model__discriminator_attention': (32,)}, 'discriminator_attention asks for 32.*4, 8'),
         (

@@ -73,6 +73,10 @@ def valid(draw):
         'optimizer.generator_lr': [0.0, 1e-4],
         'optimizer.decay_from': [0.0, 0.5, 1.0],
         'mode_seeking_weight': [0.0, 0.5],
+        'diff_augment': ['', 'color,translation,cutout', 'cutout,translation'],
+        'lecam_weight': [0.0, 0.3],
+        'r1_weight': [0.0, 1.0],
+        'r1_every': [2],
         'ema.decay': [0.0, 0.999, 1.0],
         'ema.start_step': [0, 1],
     }
@@ -141,6 +145,7 @@ def test_many_valid_configurations_train(values, devices, tmp_path_factory):
 FAULTS = {
     'loss': 'wasserstein',
     'dtype': 'float16',
+    'diff_augment': 'color,colour',
     'model.architecture': 'biggan',
     'model.attention_block': 'transformer',
     'model.conditioning': 'concatenation',

@@ -242,6 +242,8 @@ def test_best_public_is_the_recipe_of_the_record_in_every_switch(name):
         'ema.start_step',  # where there is no average
     }
     assert config['mismatch_weight'] == config['mode_seeking_weight'] == 0
+    assert config['lecam_weight'] == config['r1_weight'] == 0
+    assert config['diff_augment'] == ''
 
 
 def test_a_single_rate_is_the_geometric_mean():

@@ -1,6 +1,7 @@
 """Convolutions and their gradients against those of lax."""
 
 import re
+from functools import partial
 
 import chex
 import jax
@@ -76,6 +77,23 @@ def test_the_forms_of_accelerators_equal_those_of_lax(function, plain, shape, mo
     x, kernel = operands(shape)
     found = with_gradients(function)(x, kernel)
     chex.assert_trees_all_close(found, with_gradients(plain)(x, kernel), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)
+def test_second_derivatives_equal_those_of_lax(function, plain, shape):
+    """Of the norm of the gradient at the image, as a gradient penalty has them."""
+
+    def penalty(x, kernel, function):
+        gradient = jax.grad(lambda x: jnp.sin(function(x, kernel)).sum())(x)
+        return jnp.square(gradient).sum()
+
+    x, kernel = operands(shape)
+    found, expected = (
+        jax.jit(jax.grad(partial(penalty, function=each), argnums=(0, 1)))(x, kernel)
+        for each in (function, plain)
+    )
+    scale = max(np.abs(array).max() for array in expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)

@@ -17,9 +17,13 @@ from tests import tiny
 LATER_KEYS = (  # not in 0.1.0
     'mismatch_weight',
     'mode_seeking_weight',
-    'optimizer.decay_from',
     'matmul_precision',
     'deterministic',
+    'diff_augment',
+    'lecam_weight',
+    'r1_weight',
+    'r1_every',
+    'optimizer.decay_from',
 )
 
 

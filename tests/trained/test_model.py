@@ -226,7 +226,7 @@ def test_a_run_without_recorded_class_names_uses_indices(run, tmp_path):
 def test_a_run_of_an_older_version_without_later_keys_can_be_loaded(run, model, tmp_path):
     shutil.copytree(run[1], tmp_path / 'old')
     record = json.loads((tmp_path / 'old' / 'config.json').read_text())
-    for key in ('mismatch_weight', 'mode_seeking_weight'):
+    for key in ('mismatch_weight', 'mode_seeking_weight', 'diff_augment', 'lecam_weight'):
         del record['config'][key]
     del record['config']['optimizer']['decay_from']
     del record['config']['distributed'], record['data'], record['version']
