@@ -89,7 +89,6 @@ def main(argv: list[str]) -> None:
 
     from launch.benchmark import hardware, sections
     from sagan_jax.configuration import checks
-    from sagan_jax.evaluation import training_data
 
     devices = devices or [jax.local_device_count()]
     if max(devices) > jax.local_device_count():
@@ -113,7 +112,7 @@ def main(argv: list[str]) -> None:
     chosen, configs = _chosen(sections.SECTIONS), list(_grid(CONFIG.value))
     for config in configs:
         checks.check(config)
-    configs = [training_data.resolve(config) for config in configs]
+    configs = [_resolved(config) for config in configs]
 
     def write() -> None:
         described = {'command': sys.argv, 'machine': machine, 'config': CONFIG.value.to_dict()}
@@ -129,6 +128,20 @@ def main(argv: list[str]) -> None:
                 rows.append(row)
                 write()
         _show(name, rows)
+
+
+def _resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A checked configuration with what it leaves to the data."""
+    from sagan_jax.configuration import checks, resolving
+
+    def count_classes() -> int:
+        from sagan_jax import data  # imports packages that nothing else here needs
+
+        return data.count_classes(config.dataset)
+
+    resolved = resolving.resolve(config, count_classes)
+    checks.check(resolved)
+    return resolved
 
 
 def _integers(flag: flags.FlagHolder, minimum: int = 1) -> list[int]:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[3]
 SMALL = [
     '--config', 'sagan_jax/configuration/defaults.py',
     '--config.batch_size=8',
+    '--config.dataset.num_classes=10',
     '--config.model.architecture=pyramid',
     '--config.model.generator_width=4',
     '--config.model.discriminator_width=4',
