@@ -153,8 +153,8 @@ FAULTS = {
     'model.dense_bias': 'ones',
     'model.discriminator_skip': 'none',
     'batch_norm.class_tables': 'zeros',
-    'dataset.image_size': 48,
-    'model.generator_attention': (12,),
+    'dataset.image_size': 40,
+    'model.generator_attention': (20,),
     'model.discriminator_attention': (7,),
     'model.attention_query_block': 24,
 }

@@ -31,6 +31,11 @@ PROTOCOL = {
     'rounding': 'uint8',
     'labels': 'uniform over 10',
 }
+# What `config.json` holds of keys that a configuration may leave open.
+RESOLVED = {
+    'dataset': {'num_classes': 10},
+    'model': {'generator_attention': [16], 'discriminator_attention': [16]},
+}
 VALUES = {'no_attention': (31.5, 28.25, 40.0), 'feat16': (18.0, 17.0, 21.0)}
 
 
@@ -43,7 +48,7 @@ def row(name, value, run, step, **changes):
 def write_run(run, value, steps=100, of=100):
     """Writes a run with `steps` of `of` steps, scored during training; done if it has all."""
     run.folder.mkdir(parents=True)
-    settings = {'num_train_steps': of, 'batch_size': 16, 'discriminator_steps': 2}
+    settings = {'num_train_steps': of, 'batch_size': 16, 'discriminator_steps': 2} | RESOLVED
     (run.folder / 'config.json').write_text(json.dumps({'config': settings}))
     lines = [{'step': 0, 'discriminator_loss': 1.0}]  # the first call of a run has no rate
     for step in range(25, steps + 1, 25):

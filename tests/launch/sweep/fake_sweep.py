@@ -32,7 +32,15 @@ def train(name, folder):
     record_process(folder)
     (folder / 'config.json').write_text(
         json.dumps(
-            {'config': {'num_train_steps': STEPS, 'batch_size': 8, 'discriminator_steps': 1}}
+            {
+                'config': {
+                    'num_train_steps': STEPS,
+                    'batch_size': 8,
+                    'discriminator_steps': 1,
+                    'dataset': {'num_classes': 10},
+                    'model': {'generator_attention': [16], 'discriminator_attention': [16]},
+                }
+            }
         )
     )
     if os.environ.get('FAIL') == name:
