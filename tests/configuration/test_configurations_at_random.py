@@ -163,11 +163,11 @@ FAULTS = {
 def outside(key):
     """Values slightly and far outside of a key's range, of the key's type."""
     minimum, maximum, _ = checks.RANGES[key]
-    default = defaults.get_config()
-    default.lock()
-    for name in key.split('.'):
-        default = default[name]
-    if isinstance(default, int):
+    *sections, name = key.split('.')
+    section = defaults.get_config()
+    for each in sections:
+        section = section[each]
+    if section.get_type(name) is int:
         values = [int(minimum) - 1, -1000]
         return values if np.isinf(maximum) else [*values, int(maximum) + 1]
     return [minimum - 1.0, float('nan'), -float('inf'), float('inf'), float(maximum) * 1.1 + 1]
