@@ -26,7 +26,7 @@ from sagan_jax.system.failures import writing
 from sagan_jax.system.files import atomic_path
 from sagan_jax.system.paths import check_path
 from sagan_jax.system.records import versions
-from sagan_jax.system.streaming import on_devices
+from sagan_jax.system.streaming import on_devices, rows_at_a_time
 
 MAX_PAIRED = 10_000  # images of each folder, at most, for scores over pairs of samples
 
@@ -64,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         help='inception-2015-12-05.tgz or the classify_image_graph_def.pb inside it; default: the '
         'file that the environment variable SAGAN_JAX_INCEPTION names, or else a cached download',
     )
-    parser.add_argument('--batch_size', type=_at_least(1), default=64, help='default: %(default)s')
+    parser.add_argument(
+        '--batch_size',
+        type=_at_least(1),
+        default=64,
+        help='images at a time on each device, default: %(default)s',
+    )
     parser.add_argument(
         '--splits',
         type=_at_least(1),
@@ -122,12 +127,14 @@ def _score(options: argparse.Namespace) -> list[dict[str, Any]]:
     with contextlib.redirect_stdout(sys.stderr):  # standard output is JSON
         compilation.use_cache()
     network = inception.network(options.weights)
-    stream = on_devices(network.apply, options.batch_size)
+    longest = max(map(len, paths.values()))  # both folders share one program
+    stream = on_devices(network.apply, options.batch_size, total=longest)
+    batch_size = rows_at_a_time(options.batch_size, total=longest)
     first = paths['real'][0]
 
     def gather(side: str) -> Collected:
         count = len(paths[side])
-        images = folders.batches(paths[side], options.batch_size, same_size_as=first)
+        images = folders.batches(paths[side], batch_size, same_size_as=first)
         features = _with_progress(stream(network.variables, images), side, count)
         return collect(features, network.layer, network.logits, count, options.splits, MAX_PAIRED)
 
