@@ -197,7 +197,7 @@ def folder(tmp_path_factory):
 
 
 def test_killed_a_few_times(folder, tmp_path):
-    redone, done = survives(folder, tmp_path, steps=40, kills=3, seed=10)
+    redone, done = survives(folder, tmp_path, steps=30, kills=2, seed=10)
     print(redone, done)
 
 

@@ -280,6 +280,7 @@ def test_errors_leave_no_files(mistake, images, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.thorough
 def test_the_default_workdir_is_enough_to_draw_figures(tmp_path, images):
     root = Path(__file__).parents[1]
     flags = [*SMALL, '--config.num_train_steps=1', f'--config.dataset.source_dir={images}']

@@ -240,6 +240,7 @@ def test_a_checkpoint_is_resumed_with_another_number_of_processes(alone, folder,
         assert_close(line, other)
 
 
+@pytest.mark.thorough
 def test_both_processes_restart_after_one_is_killed(together, folder, tmp_path):
     config = settings(folder)
     process = cluster(2, 1, config, tmp_path)
