@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.programs import ROOT, run_python
 
 SMALL = [
     '--config', 'configs/image_folder.py',
@@ -23,17 +24,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(*arguments, cwd=Path(__file__).parents[1], program='sagan_jax.main'):
-    root = str(Path(__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, '-m', program, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {'PYTHONPATH': root},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def run(*arguments, cwd=ROOT, program='sagan_jax.main'):
+    return run_python('-m', program, *arguments, cwd=cwd)
 
 
 SLOW = {'matplotlib', 'tensorboardX', 'tensorflow_datasets', 'grain', 'scipy', 'jinja2'}

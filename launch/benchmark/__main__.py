@@ -25,7 +25,6 @@ if __name__ == '__main__':
 
 import importlib.util
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -37,8 +36,6 @@ from absl import flags
 from launch.benchmark import tables
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line
-from sagan_jax.system.failures import writing
-from sagan_jax.system.files import atomic_path
 
 CONFIG = command_line.define_config()
 BATCH_SIZE = flags.DEFINE_list('batch_size', None, 'Global batch sizes; default: configuration.')
@@ -116,7 +113,7 @@ def main(argv: list[str]) -> None:
 
     def write() -> None:
         described = {'command': sys.argv, 'machine': machine, 'config': CONFIG.value.to_dict()}
-        _write(described | results)
+        command_line.write_json(JSON.value, described | results)
 
     write()  # fails immediately if the file cannot be written
     for name in chosen:
@@ -132,16 +129,14 @@ def main(argv: list[str]) -> None:
 
 def _resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A checked configuration with what it leaves to the data."""
-    from sagan_jax.configuration import checks, resolving
+    from sagan_jax.configuration import resolving
 
     def count_classes() -> int:
         from sagan_jax import data  # imports packages that nothing else here needs
 
         return data.count_classes(config.dataset)
 
-    resolved = resolving.resolve(config, count_classes)
-    checks.check(resolved)
-    return resolved
+    return resolving.resolve(config, count_classes)
 
 
 def _integers(flag: flags.FlagHolder, minimum: int = 1) -> list[int]:
@@ -195,13 +190,6 @@ def _make_virtual_devices(count: int) -> None:
 
     if count > jax.config.values['jax_num_cpu_devices']:
         jax.config.update('jax_num_cpu_devices', count)
-
-
-def _write(content: dict[str, Any]) -> None:
-    if JSON.value is None:
-        return
-    with writing(JSON.value, 'another --json'), atomic_path(JSON.value) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def _show(section: str, rows: list[dict[str, Any]]) -> None:

@@ -22,7 +22,6 @@ if __name__ == '__main__':
     ending.prepare()  # before the imports that take seconds
 
 import itertools
-import json
 import os
 import sys
 from typing import Any
@@ -32,8 +31,6 @@ from absl import flags
 from launch.benchmark import tables
 from sagan_jax.errors import UserError
 from sagan_jax.system import command_line
-from sagan_jax.system.failures import writing
-from sagan_jax.system.files import atomic_path
 
 CONFIG = command_line.define_config()
 TARGET = flags.DEFINE_list('target', 'v5e:1x1', 'Accelerators, see above.')
@@ -71,7 +68,8 @@ def main(argv: list[str]) -> None:
         rows.append(prediction.predict(config, target, compiled))
         alike = [row for row in rows if _kind(row) == _kind(rows[-1]) and 'refused' not in row]
         prediction.largest_batches(alike)
-        _write({'command': sys.argv, 'config': CONFIG.value.to_dict(), 'compiled': rows})
+        facts = {'command': sys.argv, 'config': CONFIG.value.to_dict(), 'compiled': rows}
+        command_line.write_json(JSON.value, facts)
     _show(rows)
 
 
@@ -96,13 +94,6 @@ def _grid() -> list[Any]:
 
 def _kind(row: dict[str, Any]) -> tuple[str, str]:
     return row['target'], row['dtype']
-
-
-def _write(content: dict[str, Any]) -> None:
-    if JSON.value is None:
-        return
-    with writing(JSON.value, 'another --json'), atomic_path(JSON.value) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

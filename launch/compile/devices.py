@@ -156,7 +156,7 @@ def create_devices(target: Target) -> list[Any]:
       UserError: if the compiler of the target is not installed, or knows no such topology.
     """
     packages = ('libtpu',) if target.is_tpu else ('jax-cuda12-plugin', 'jax-cuda13-plugin')
-    if not any(map(_is_installed, packages)):
+    if not any(map(version, packages)):
         raise UserError(
             f'Compiling for {target.text} needs {packages[0]}, which is not installed: first '
             f'pip install -r {REQUIREMENTS}.'
@@ -181,11 +181,12 @@ def create_devices(target: Target) -> list[Any]:
         ) from error
 
 
-def _is_installed(package: str) -> bool:
+def version(package: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
     try:
-        return bool(metadata.version(package))
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return False
+        return None
 
 
 @contextmanager

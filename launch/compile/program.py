@@ -1,13 +1,14 @@
 """Compiles the training step for accelerators that are not there, and keeps what comes out."""
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import ml_collections
 from launch.benchmark import measure
 from launch.compile import devices
 from sagan_jax.configuration import checks
-from sagan_jax.system import paths
+from sagan_jax.system import paths, untrusted
 from sagan_jax.system.files import atomic_path
 from sagan_jax.train_step import lower_train_step
 
@@ -61,7 +62,7 @@ def compile_step(
 
     JAX's own cache does not serve compilers without a device. This one is the folder `compiled_for`
     in `sagan_jax` of XDG_CACHE_HOME or ~/.cache. Its key has the program before optimisation, the
-    target, the versions of the compilers and their flags.
+    target, the versions of the compilers and their flags. A damaged file is written again.
 
     Args:
       report: is called with a line about what takes long.
@@ -74,30 +75,27 @@ def compile_step(
         config, devices.create_devices(target), *measure.batch_shapes(config)
     )
     path = _cached(lowered.as_text(), target)
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError, EOFError, TypeError, zlib.error):
+        with untrusted.open_file(path) as packed, gzip.open(packed, 'rt') as kept:
+            program = Program(**json.load(kept))
         report(f'read from {path}')
-        with gzip.open(path, 'rt') as file:
-            return Program(**json.load(file))
+        return program
     program = _compile(lowered)
     if not program.refused:
-        with atomic_path(path) as temporary, gzip.open(temporary, 'wt') as file:
-            json.dump(program._asdict(), file)
+        try:
+            with atomic_path(path) as temporary, gzip.open(temporary, 'wt') as file:
+                json.dump(program._asdict(), file)
+        except OSError as error:  # an answer of half an hour is not lost for it
+            report(f'not kept in {path} ({untrusted.reason(error)})')
     return program
 
 
 def _cached(text: str, target: devices.Target) -> Path:
-    versions = {name: _version(name) for name in _VERSIONS}
+    versions = {name: devices.version(name) for name in _VERSIONS}
     flags = {name: os.environ.get(name, '') for name in _FLAGS}
     key = json.dumps([target.text, versions, flags]) + text
     name = f'{hashlib.sha256(key.encode()).hexdigest()}.json.gz'
     return paths.cache_folder() / 'compiled_for' / name
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _compile(lowered: jax.stages.Lowered) -> Program:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from sagan_jax.configuration import checks
 from sagan_jax.models.architectures import attention_resolutions, usual_attention
 
 
@@ -24,9 +25,11 @@ def resolve(
     `architectures.usual_attention`.
 
     Args:
-      config: one that `checks.check` accepts; it is not changed. What this returns may need another
-        check, because some keys depend on the number of classes.
+      config: one that `checks.check` accepts; it is not changed.
       count_classes: called if `dataset.num_classes` is None; returns the number of classes.
+
+    Raises:
+      UserError: if `checks.check` refuses the result, as some keys depend on the classes.
     """
     if not is_open(config):
         return config
@@ -42,4 +45,5 @@ def resolve(
             model.generator_attention = usual_attention(possible[0])
         if model.discriminator_attention is None:
             model.discriminator_attention = usual_attention(possible[1])
+    checks.check(resolved)
     return resolved

@@ -1,12 +1,13 @@
 """Shared by the command lines: the flag --config, modes, and errors in one sentence."""
 
+import json
 import logging
 import sys
 import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -15,6 +16,8 @@ from ml_collections import config_flags
 from sagan_jax.configuration import files
 from sagan_jax.errors import UserError
 from sagan_jax.system import cpu, numerics, output, paths
+from sagan_jax.system.failures import writing
+from sagan_jax.system.files import atomic_path
 
 _HELP = ('--help', '-help', '-h', '-?')
 
@@ -55,6 +58,18 @@ def checked_path(
 
     flags.register_validator(flag, accept)
     return flag
+
+
+def write_json(path: str | None, content: Mapping[str, Any]) -> None:
+    """Writes what a flag --json asks for, if it is given.
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+    if path is None:
+        return
+    with writing(path, 'another --json'), atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def with_located_config(argv: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 
 from sagan_jax.configuration import checks, defaults, resolving
+from sagan_jax.errors import UserError
 from tests import tiny
 
 
@@ -49,6 +50,14 @@ def test_classes_of_the_data(classes, conditioning, expected):
 def test_one_class_that_was_asked_for_keeps_its_conditioning():
     config = tiny.config(dataset__num_classes=1, model__generator_attention=None)
     assert resolving.resolve(config, never).model.conditioning == 'projection'
+
+
+def test_what_the_classes_make_impossible_is_refused():
+    config = tiny.config(dataset__num_classes=None, mismatch_weight=1.0)
+    checks.check(config)
+    assert resolving.resolve(config, lambda: 2).model.conditioning == 'projection'
+    with pytest.raises(UserError, match=r'^mismatch_weight=1.0 needs '):
+        resolving.resolve(config, lambda: 1)
 
 
 @pytest.mark.parametrize(('size', 'expected'), [(32, (16,)), (64, (16,)), (48, (12,)), (96, (12,))])

@@ -2,27 +2,14 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 from sagan_jax.run.folder import RunFolder
+from tests.programs import run_python
 from tests.published.test_conversion import GOLDEN, files
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, '-m', 'launch.convert', *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_python('-m', 'launch.convert', *arguments)
 
 
 def count(network):

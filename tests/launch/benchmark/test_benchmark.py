@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ import pytest
 from launch.benchmark import hardware, measure, tables, trace
 from sagan_jax.errors import UserError
 from tests import tiny
+from tests.programs import run_python
 
-ROOT = Path(__file__).parents[3]
 SMALL = [
     '--config', 'sagan_jax/configuration/defaults.py',
     '--config.batch_size=8',
@@ -36,15 +35,7 @@ def run(*arguments):
         f'sys.argv[1:] = {list(map(str, arguments))}; '
         'runpy.run_module("launch.benchmark", run_name="__main__", alter_sys=True)'
     )
-    return subprocess.run(
-        [sys.executable, '-c', program],
-        cwd=ROOT,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_python('-c', program)
 
 
 # ---- Costs. ------------------------------------------------------------------------------------

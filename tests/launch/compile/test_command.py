@@ -1,10 +1,6 @@
 """The command with a made-up compiler, and what is kept of a compiled program."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +9,7 @@ import pytest
 from launch.compile import devices, hlo, program
 from tests import tiny
 from tests.launch.compile.test_prediction import TEXT
-
-ROOT = Path(__file__).parents[3]
+from tests.programs import run_python
 
 
 def run(*arguments):
@@ -28,15 +23,7 @@ def run(*arguments):
         f'sys.argv[1:] = {list(map(str, arguments))}; '
         'runpy.run_module("launch.compile", run_name="__main__", alter_sys=True)'
     )
-    return subprocess.run(
-        [sys.executable, '-c', made],
-        cwd=ROOT,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_python('-c', made)
 
 
 def test_tables_and_json(tmp_path):
@@ -98,8 +85,32 @@ def test_a_program_is_compiled_once(tmp_path, monkeypatch):
     def fail(lowered):
         raise AssertionError('compiled again')
 
+    compile_again = program._compile
     monkeypatch.setattr(program, '_compile', fail)
     assert program.compile_step(config, target) == first
     for other in ((tiny.config(batch_size=24), target), (config, devices.parse_target('v4:1x1x1'))):
         with pytest.raises(AssertionError, match='compiled again'):
             program.compile_step(*other)
+
+    (kept,) = (tmp_path / 'sagan_jax' / 'compiled_for').iterdir()
+    for damaged in (b'', kept.read_bytes()[:100], b'text', b'\x1f\x8b' + bytes(50)):
+        kept.write_bytes(damaged)
+        with pytest.raises(AssertionError, match='compiled again'):
+            program.compile_step(config, target)
+    monkeypatch.setattr(program, '_compile', compile_again)
+    assert program.compile_step(config, target).bytes == first.bytes
+    monkeypatch.setattr(program, '_compile', fail)
+    program.compile_step(config, target)  # it is whole again
+
+
+def test_a_cache_that_cannot_be_written_costs_no_answer(tmp_path, monkeypatch):
+    shape = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    (tmp_path / 'sagan_jax').write_text('a file')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(devices, 'create_devices', lambda target: [])
+    monkeypatch.setattr(program, 'lower_train_step', lambda *_: jax.jit(jnp.sin).lower(shape))
+    said = []
+    target = devices.parse_target('v5e:1x1')
+    assert program.compile_step(tiny.config(), target, said.append).arguments == 16
+    assert len(said) == 1
+    assert said[0].startswith('not kept in ')

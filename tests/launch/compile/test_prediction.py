@@ -162,7 +162,7 @@ def test_targets():
 def test_a_missing_compiler_is_named_with_the_command_that_installs_it(
     target, package, monkeypatch
 ):
-    monkeypatch.setattr(devices, '_is_installed', lambda package: False)
+    monkeypatch.setattr(devices, 'version', lambda package: None)
     with pytest.raises(UserError, match=f'{package}.*pip install -r launch/compile/requirements'):
         devices.create_devices(target)
 
