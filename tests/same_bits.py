@@ -62,6 +62,8 @@ TINY = {
     'model.generator_width': 4,
     'model.discriminator_width': 4,
     'model.z_dim': 8,
+    'model.generator_attention': (16,),
+    'model.discriminator_attention': (16,),
 }
 CONFIGURATIONS = {
     'projection': {},

@@ -1,6 +1,7 @@
 """Convolutions in the form that each platform computes fastest.
 
-On an accelerator each function here, and each of its gradients, is one `conv_general_dilated`.
+On an accelerator each function here, and each of its gradients, is one `conv_general_dilated`; on a
+TPU it is one on pairs of columns if there are few channels.
 XLA's CPU backend is slow at three of them: the gradient with respect to the kernel over a large
 batch, whose operands do not fit into the cache; a dilated convolution, which multiplies by every
 inserted zero; and a convolution from or to the three channels of an image. (system/cpu.py holds the
@@ -16,6 +17,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from sagan_jax.models import column_pairs
 
 _FEW = 4  # channels
 _CACHED = 2**20  # elements of an image batch that fit into a CPU's cache: 4 MB in float32
@@ -51,11 +54,25 @@ def _differentiable_convolve(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array
         return back(dy, _transposed(kernel)), _kernel_gradient(x, dy)
 
     stride = len(kernel) - 2
-    plain = partial(_convolve, window_strides=(stride, stride))
+    forms: dict[str, Callable] = {}
     if stride == 1 and min(kernel.shape[2:]) <= _FEW:
-        on_cpu = _convolve_few if kernel.shape[2] <= _FEW else _convolve_to_few
-        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), gradients
-    return plain(x, kernel), gradients
+        forms['cpu'] = _convolve_few if kernel.shape[2] <= _FEW else _convolve_to_few
+    if _fit_pairs(x, kernel):
+        forms['tpu'] = column_pairs.convolve
+    if not forms:
+        return _convolve_by_stride(x, kernel), gradients
+    return lax.platform_dependent(x, kernel, **forms, default=_convolve_by_stride), gradients
+
+
+def _fit_pairs(x: jax.Array, kernel: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether a TPU computes `convolve` on pairs of columns. With stride 2 its output is single."""
+    channels = kernel.shape[2:] if kernel.shape[0] == 3 else kernel.shape[2:3]
+    return column_pairs.fit(x.shape[2], max(channels))
+
+
+def _convolve_by_stride(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    stride = len(kernel) - 2
+    return _convolve(x, kernel, window_strides=(stride, stride))
 
 
 def _convolve_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -98,11 +115,15 @@ def _differentiable_conv_transpose(x: jax.Array, kernel: jax.Array) -> tuple[jax
     def gradients(dy: jax.Array) -> tuple[jax.Array, jax.Array]:
         return convolve(dy, _transposed(kernel)), _transposed(_kernel_gradient(dy, x))
 
-    y = lax.platform_dependent(x, kernel, cpu=_conv_transpose_by_parity, default=_conv_transpose)
-    return y, gradients
+    forms: dict[str, Callable] = {'cpu': _conv_transpose_by_parity}
+    if column_pairs.fit(2 * x.shape[2], kernel.shape[3]):
+        forms['tpu'] = partial(_conv_transpose, convolve=column_pairs.convolve)
+    return lax.platform_dependent(x, kernel, **forms, default=_conv_transpose), gradients
 
 
-def _conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _conv_transpose(
+    x: jax.Array, kernel: jax.Array, convolve: Callable = _convolve_by_stride
+) -> jax.Array:
     """As the transpose of a convolution with stride 2, which reverses the kernel.
 
     XLA passes a dilated convolution to cuDNN only if its kernel is a reversed one. Otherwise it
@@ -110,8 +131,7 @@ def _conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     b, h, w, _ = x.shape
     y = jax.ShapeDtypeStruct((b, 2 * h, 2 * w, kernel.shape[3]), x.dtype)
-    strided = partial(_convolve, rhs=_transposed(kernel), window_strides=(2, 2))
-    return jax.linear_transpose(strided, y)(x)[0]
+    return jax.linear_transpose(lambda y: convolve(y, _transposed(kernel)), y)(x)[0]
 
 
 def _conv_transpose_by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -135,9 +155,8 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     stride = x.shape[1] // dy.shape[1]
     c, d = x.shape[-1], dy.shape[-1]
     kernel = jax.ShapeDtypeStruct((stride + 2, stride + 2, c, d), x.dtype)
-    strided = partial(_convolve, window_strides=(stride, stride))
 
-    def gradient(x, dy, convolve=strided):
+    def gradient(x, dy, convolve=_convolve_by_stride):
         return jax.linear_transpose(partial(convolve, x), kernel)(dy)[0]
 
     def on_cpu(x, dy):
@@ -150,7 +169,10 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         parts = [gradient(x[i : i + images], dy[i : i + images]) for i in starts]
         return sum(part.astype(jnp.float32) for part in parts).astype(x.dtype)
 
-    return lax.platform_dependent(x, dy, cpu=on_cpu, default=gradient)
+    forms: dict[str, Callable] = {'cpu': on_cpu}
+    if _fit_pairs(x, kernel):
+        forms['tpu'] = partial(gradient, convolve=column_pairs.convolve)
+    return lax.platform_dependent(x, dy, **forms, default=gradient)
 
 
 def _transposed(kernel: jax.Array) -> jax.Array:

@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sagan_jax.models.layers import BatchNorm, Conv, Dense, UpConv
-from sagan_jax.models.resampling import upsample
+from sagan_jax.models.layers import BatchNorm, Conv, Dense, UpConv, UpsampledConv
 
 
 class UpBlock(nn.Module):
@@ -25,8 +24,8 @@ class UpBlock(nn.Module):
         h = UpConv(self.features, self.dtype, name='conv1')(h)
         h = nn.relu(self.norm(name='norm2')(h, labels, train))
         h = Conv(self.features, 3, self.dtype, name='conv2')(h)
-        # A 1×1 convolution and ×2 commute; in this order the convolution costs a quarter.
-        return h + upsample(Conv(self.features, 1, self.dtype, name='skip')(x))
+        # The skip's 1×1 convolution and ×2 commute.
+        return h + UpsampledConv(self.features, self.dtype, name='skip')(x)
 
 
 class Generator(nn.Module):

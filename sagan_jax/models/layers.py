@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sagan_jax.models.convolution import conv_transpose, convolve
-from sagan_jax.models.resampling import pool_and_project, project
+from sagan_jax.models.resampling import pool_and_project, project, project_and_upsample
 
 
 def xavier_uniform(
@@ -175,6 +175,20 @@ class PooledConv(nn.Module):
         kernel = self.param('kernel', xavier_uniform, (1, 1, x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
         return pool_and_project(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class UpsampledConv(nn.Module):
+    """A 1×1 convolution, then nearest neighbour ×2."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] → [B, 2H, 2W, features]."""
+        kernel = self.param('kernel', xavier_uniform, (1, 1, x.shape[-1], self.features))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return project_and_upsample(x, kernel.astype(self.dtype), bias.astype(self.dtype))
 
 
 def _four_taps(kernel: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sagan_jax.models import column_pairs
+
 
 def upsample(x: jax.Array) -> jax.Array:
     """Nearest neighbour ×2: [B, H, W, C] → [B, 2H, 2W, C]."""
@@ -22,6 +24,42 @@ def _broadcast(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     y = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
     return y.reshape(b, 2 * h, 2 * w, c)
+
+
+def project_and_upsample(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """A 1×1 convolution with a bias, then `upsample`.
+
+    They commute, and in this order the convolution costs a quarter.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [1, 1, C, D].
+      bias: [D].
+
+    Returns:
+      [B, 2H, 2W, D].
+    """
+
+    def in_turn(x, kernel, bias):
+        return upsample(project(x, kernel) + bias)
+
+    return lax.platform_dependent(x, kernel, bias, tpu=_project_into_windows, default=in_turn)
+
+
+def _project_into_windows(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """As one dilated convolution, which costs a TPU less than to write every value four times."""
+    columns = 1 if column_pairs.fit(2 * x.shape[2], kernel.shape[3]) else 2
+    if columns == 1:
+        kernel = jnp.concatenate([kernel, kernel], 3)
+    y = lax.conv_general_dilated(
+        x,
+        jnp.broadcast_to(kernel, (2, columns, *kernel.shape[2:])),
+        window_strides=(1, 1),
+        padding=((1, 1), (columns - 1, columns - 1)),
+        lhs_dilation=(2, columns),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return (column_pairs.split(y) if columns == 1 else y) + bias
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -66,17 +66,45 @@ def test_outputs_and_gradients_equal_those_of_lax(function, plain, shape, cached
     chex.assert_trees_all_close(found, with_gradients(plain)(x, kernel), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
 @pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)
-def test_the_forms_of_accelerators_equal_those_of_lax(function, plain, shape, monkeypatch):
+def test_the_forms_of_accelerators_equal_those_of_lax(
+    function, plain, shape, platform, monkeypatch
+):
     """Outputs and gradients, computed on a CPU."""
+    chosen = []
 
-    def for_accelerator(*operands, default, **_):
-        return default(*operands)
+    def for_accelerator(*operands, default, **forms):
+        chosen.append(platform in forms)
+        return forms.get(platform, default)(*operands)
 
     monkeypatch.setattr(lax, 'platform_dependent', for_accelerator)
     x, kernel = operands(shape)
     found = with_gradients(function)(x, kernel)
     chex.assert_trees_all_close(found, with_gradients(plain)(x, kernel), rtol=1e-5, atol=1e-5)
+    assert all(chosen) == (platform == 'tpu')  # all of the maps have few channels
+
+
+# Function, the shapes of x and of the kernel, and whether columns are joined.
+WIDTHS = [
+    (convolution.convolve, (2, 8, 8, 64), (3, 3, 64, 64), True),
+    (convolution.convolve, (2, 8, 8, 64), (3, 3, 64, 65), False),
+    (convolution.convolve, (2, 8, 8, 3), (3, 3, 3, 64), True),
+    (convolution.convolve, (2, 8, 7, 8), (3, 3, 8, 8), False),
+    (convolution.convolve, (2, 8, 8, 64), (4, 4, 64, 256), True),
+    (convolution.convolve, (2, 8, 8, 65), (4, 4, 65, 8), False),
+    (convolution.conv_transpose, (2, 8, 7, 256), (4, 4, 256, 64), True),
+    (convolution.conv_transpose, (2, 8, 8, 8), (4, 4, 8, 65), False),
+]
+
+
+@pytest.mark.parametrize(('function', 'x', 'kernel', 'joined'), WIDTHS)
+def test_a_tpu_joins_columns_where_two_fit_into_its_128_lanes(function, x, kernel, joined):
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x, kernel)]
+    run = jax.jit(with_gradients(function))
+    text = jax.export.export(run, platforms=['tpu'])(*shapes).mlir_module()
+    assert text.count('stablehlo.convolution') == 3
+    assert ('stablehlo.dot_general' in text) == joined  # spreads the taps of the kernel over pairs
 
 
 @pytest.mark.parametrize(('function', 'plain', 'shape'), CASES)

@@ -36,15 +36,24 @@ def test_projections():
 FORMS = {
     'upsample': (resampling._repeat, resampling._broadcast),
     'pool_and_project': (resampling._project_means, resampling._project_windows),
+    'project_and_upsample': (
+        lambda x, kernel, bias: jnp.repeat(jnp.repeat(x @ kernel[0, 0] + bias, 2, 1), 2, 2),
+        resampling.project_and_upsample,
+        resampling._project_into_windows,
+    ),
 }
 
 
-@pytest.mark.parametrize('channels', [3, 8])
+# Up to 64 features, a TPU joins pairs of columns.
+@pytest.mark.parametrize(('channels', 'features'), [(3, 5), (8, 65)])
 @pytest.mark.parametrize('name', FORMS)
-def test_the_forms_of_all_platforms_are_equal_with_their_gradients(name, channels):
-    operands = [jnp.asarray(RNG.normal(size=(3, 4, 6, channels)), jnp.float32)]
-    if name == 'pool_and_project':
-        operands.append(jnp.asarray(RNG.normal(size=(1, 1, channels, 5)), jnp.float32))
+def test_the_forms_of_all_platforms_are_equal_with_their_gradients(name, channels, features):
+    shapes = [(3, 4, 6, channels)]
+    if 'project' in name:
+        shapes.append((1, 1, channels, features))
+    if name == 'project_and_upsample':
+        shapes.append((features,))
+    operands = [jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in shapes]
 
     def with_gradients(form):
         y, pull_back = jax.vjp(form, *operands)

@@ -96,13 +96,16 @@ def test_a_step_on_four_tpus(tmp_path):
     check(row, config)
     enlarging, kernels = windows(row, 'lhs_dilate'), windows(row, 'rhs_dilate')
     # The updates of D and of G each enlarge in every block of G, and pull back through every
-    # block of D that halves the image.
-    assert sum('size=4x4' in window for window in enlarging) == 2 * (UPS + DOWNS)
-    # So do the skips of D, except that of the first block to real images.
+    # block of D that halves the image. The columns are joined in pairs, so that only rows are
+    # dilated.
+    assert sum('size=4x3' in window for window in enlarging) == 2 * (UPS + DOWNS)
+    # The skips of G enlarge likewise, and those of D pull back, except that of the first block to
+    # real images.
+    assert sum('size=2x1' in window for window in enlarging) == 2 * UPS
     assert sum('size=2x2' in window for window in enlarging) == 2 * DOWNS - 1
-    assert len(enlarging) == 2 * (UPS + DOWNS) + 2 * DOWNS - 1
+    assert len(enlarging) == 2 * (UPS + DOWNS) + 2 * UPS + 2 * DOWNS - 1
     # The kernels of these convolutions have one gradient each.
-    assert len(kernels) == UPS + 2 * DOWNS
+    assert len(kernels) == 2 * UPS + 2 * DOWNS
 
 
 @pytest.mark.thorough
