@@ -2,10 +2,11 @@
 
   python -m sagan_jax.main --config configs/cifar10.py
 
-The data set comes from TFDS, which needs TensorFlow once, to prepare it (the error says what to
-install). A folder of class folders works too: --config.dataset.name=image_folder
---config.dataset.source_dir=FOLDER. One GPU is enough. If its log says that calling the step takes
-time, add --config.steps_per_call=10, which saves most of it.
+The images are those of the authors' archive, 170 MB, which is downloaded once. Without a network,
+give the file: --config.dataset.source_dir=cifar-10-binary.tar.gz. TensorFlow is not needed. What
+TFDS has prepared is used if it is there; the images and their order are the same. One GPU is
+enough. If its log says that calling the step takes time, add --config.steps_per_call=10, which
+saves most of it.
 
 The default, `best_public`, has the settings of the best public reproduction: attention at 16×16,
 both rates 2e-4, β 0.5 and 0.999, five discriminator updates with batches of 64, orthogonal

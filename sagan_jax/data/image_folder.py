@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from sagan_jax.data.class_folders import Images, Listing
-from sagan_jax.data.preparing import Shard, shards
+from sagan_jax.data.preparing import Shard, features, shards
 from sagan_jax.images import UnreadableImage, read_square, unreadable
 
 
@@ -40,16 +40,7 @@ class FolderOfImages(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         return tfds.core.DatasetInfo(
             builder=self,
             description=f'The images of {self.builder_config.listing.folder} at {size}×{size}.',
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Tensor(
-                        shape=(size, size, 3), dtype=np.uint8, encoding='bytes'
-                    ),
-                    'label': tfds.features.ClassLabel(
-                        names=self.builder_config.listing.class_names
-                    ),
-                }
-            ),
+            features=features(size, self.builder_config.listing.class_names),
         )
 
     def _shard_iterators_per_split(

@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
-import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import grain
 import ml_collections
@@ -17,8 +15,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sagan_jax.data import class_folders, image_folder, stored
-from sagan_jax.data.preparing import prepared, quiet
+from sagan_jax.data import cifar10, class_folders, from_tfds, image_folder, preparing, stored
+from sagan_jax.data.preparing import quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
 from sagan_jax.image_scan import describe
@@ -54,22 +52,35 @@ class Source:
         return len(self.examples)
 
 
+_MakeBuilder = Callable[..., tfds.core.DatasetBuilder]
+
+
+class _Origin(NamedTuple):
+    """What a data set is prepared from, and how."""
+
+    title: str  # what messages call it
+    make_builder: _MakeBuilder
+    prepare: Callable[[_MakeBuilder], tfds.core.DatasetBuilder] = preparing.prepared
+    listing: class_folders.Listing | None = None  # of a folder of images
+
+
 def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
     """Opens a split of a data set, and prepares the data set on first use.
 
     Args:
       dataset: the configuration's `dataset`. Reads `name`, `data_dir`, `source_dir`, `image_size`
-        and `num_classes`. `name` is 'shapes', 'image_folder' (the folder `source_dir`), or a TFDS
-        data set with images under 'image' and classes under 'label'. Labels may be missing if
-        `num_classes` is 0, 1 or None; then all are 0. With None any number is accepted.
+        and `num_classes`. `name` is 'shapes', 'image_folder' (the folder `source_dir`), 'cifar10'
+        (the archive `source_dir`, or a download), or a TFDS data set with images under 'image' and
+        classes under 'label'. Labels may be missing if `num_classes` is 0, 1 or None; then all are
+        0. With None any number is accepted.
       split: 'train' or 'test'. If there is no 'test', its 'validation' is opened.
 
     Raises:
       UserError: if there is no such data set, folder or split; if its number of classes is not
         `num_classes`; or if it cannot be prepared, because an image is unreadable, a folder cannot
-        be written, or TensorFlow is missing.
+        be written, a download fails, or TensorFlow is missing.
     """
-    title, make_builder, listing = _builder(dataset)
+    title, make_builder, prepare, listing = _origin(dataset)
     folder = _folder(dataset)
     with quiet():
         with _reading(folder):
@@ -89,10 +100,7 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
                     f'The folder {builder.data_dir} is not a prepared data set: remove it or '
                     'rename it.'
                 )
-            if dataset.name in ('shapes', 'image_folder'):
-                builder = prepared(make_builder)
-            else:
-                _prepare_by_tfds(builder)
+            builder = prepare(make_builder)
         split = _find_split(builder, split)
         with _reading(folder):
             examples = _open(builder, split)
@@ -116,9 +124,9 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
 
 def count_classes(dataset: ml_collections.ConfigDict) -> int:
     """The number of classes of a data set. Prepares nothing. Raises what `load` raises."""
-    _, make_builder, _ = _builder(dataset)
+    origin = _origin(dataset)
     with quiet(), _reading(_folder(dataset)):
-        return len(_class_names(make_builder()) or (dataset.name,))
+        return len(_class_names(origin.make_builder()) or (dataset.name,))
 
 
 @contextlib.contextmanager
@@ -140,17 +148,21 @@ def _folder(dataset: ml_collections.ConfigDict) -> Path:
     return Path(dataset.data_dir or '~/tensorflow_datasets').expanduser() / dataset.name
 
 
-def _builder(
-    dataset: ml_collections.ConfigDict,
-) -> tuple[str, Callable[[], tfds.core.DatasetBuilder], class_folders.Listing | None]:
-    """What messages call a data set, what makes its builder, and the images of a folder."""
+def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
     name = dataset.name
     data_dir = dataset.data_dir and os.path.expanduser(dataset.data_dir)  # TFDS does not
+    title = f'The data set {name}'
     if name == 'shapes':
-        shapes = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
-        return f'The data set {name}', shapes, None
+        create = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
+        return _Origin(title, create)
+    if name == 'cifar10':
+        downloads = preparing.downloads(data_dir)
+        create = functools.partial(
+            cifar10.builder, dataset.source_dir, downloads, data_dir=data_dir
+        )
+        return _Origin(title, create)
     if name != 'image_folder':
-        return f'The data set {name}', functools.partial(_find_in_tfds, name, data_dir), None
+        return _Origin(title, functools.partial(from_tfds.find, name, data_dir), from_tfds.prepared)
     listing = class_folders.scan(dataset.source_dir)
     title = f'The folder {listing.folder}'
     if listing.flat and (dataset.num_classes or 0) > 1:
@@ -159,7 +171,7 @@ def _builder(
             'separate folder, or leave out --config.dataset.num_classes to train without classes.'
         )
     create = functools.partial(image_folder.builder, listing, dataset.image_size, data_dir=data_dir)
-    return title, create, listing
+    return _Origin(title, create, listing=listing)
 
 
 def _aspects(images: class_folders.Images) -> tuple[float, ...]:
@@ -167,22 +179,6 @@ def _aspects(images: class_folders.Images) -> tuple[float, ...]:
     indices = np.unique(np.linspace(0, len(images) - 1, min(_MEASURED, len(images))).astype(int))
     found = (aspect_ratio(images[index][0]) for index in indices)
     return tuple(ratio for ratio in found if ratio)
-
-
-def _find_in_tfds(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        known = ['image_folder', *tfds.list_builders(with_community_datasets=False)]
-        close = difflib.get_close_matches(name.split('/')[0], known)
-        hint = (
-            f'did you mean {" or ".join(close)}' if close else 'is it the name of a TFDS data set'
-        )
-        raise UserError(f'There is no data set {name}: {hint}?') from error
-    except (ValueError, AssertionError) as error:  # a wrong name, configuration or version
-        raise UserError(
-            f'TFDS cannot open {name} ({_one_line(error)}): check --config.dataset.name.'
-        ) from error
 
 
 def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...] | None:
@@ -203,30 +199,6 @@ def _check_images(builder: tfds.core.DatasetBuilder, title: str) -> None:
             f'{title} has no images under the key "image", only '
             f'{", ".join(builder.info.features)}: choose another with --config.dataset.name=NAME.'
         )
-
-
-def _prepare_by_tfds(builder: tfds.core.DatasetBuilder) -> None:
-    from_tfds = type(builder).__module__.startswith('tensorflow_datasets.')
-    try:
-        if from_tfds and not importlib.util.find_spec('tensorflow'):
-            raise ModuleNotFoundError(name='tensorflow')  # before the download, not after it
-        builder.download_and_prepare(
-            file_format='array_record',
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-        )
-    except ImportError as error:
-        package = 'tensorflow-cpu' if error.name == 'tensorflow' else error.name
-        raise UserError(
-            f'TFDS needs {error.name} to prepare {builder.name}, but not to read it later: '
-            f'pip install {package}'
-        ) from error
-    except Exception as error:
-        # No network, no space, manual downloads missing.
-        of_download = type(error).__module__.startswith('tensorflow_datasets.core.download')
-        expected = of_download or isinstance(error, AssertionError)
-        if not expected and not failures.unwritable(error):
-            raise
-        raise UserError(f'TFDS cannot prepare {builder.name}: {_one_line(error)}') from error
 
 
 def _find_split(builder: tfds.core.DatasetBuilder, split: str) -> str:
@@ -282,7 +254,3 @@ def _convert(example: dict[str, Any], image_size: int, labelled: bool) -> Exampl
     if label < 0:
         raise UserError('The data set has images without a label: choose another split.')
     return {'image': np.asarray(square(image, image_size)), 'label': label}
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())

@@ -2,14 +2,16 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import itertools
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
@@ -60,6 +62,35 @@ def shards(examples: Iterator[tuple[Any, dict]], count: int, example_bytes: int)
     # The last file takes the rest, so that the iterator is exhausted.
     lengths: list[int | None] = [per_file] * (files - 1) + [None]
     return [functools.partial(itertools.islice, examples, length) for length in lengths]
+
+
+def features(image_size: int, class_names: Sequence[str]) -> tfds.features.FeaturesDict:
+    """Images as raw bytes, and their classes: what all builders of this project store."""
+    shape = (image_size, image_size, 3)
+    return tfds.features.FeaturesDict(
+        {
+            'image': tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding='bytes'),
+            'label': tfds.features.ClassLabel(names=class_names),
+        }
+    )
+
+
+def tfds_order(split: str, count: int) -> list[int]:
+    """The order in which TFDS stores a split whose examples it numbers as its files have them.
+
+    It is that of the hashes of the numbers. So the data that this project prepares from the same
+    files without TensorFlow are the same, and any part of them has all classes.
+    """
+
+    def key(index: int) -> bytes:
+        return hashlib.md5(f'{split}{index}'.encode(), usedforsecurity=False).digest()
+
+    return sorted(range(count), key=key)
+
+
+def downloads(data_dir: str | None) -> Path:
+    """Where files are kept that data are prepared from, as TFDS does: beside the prepared data."""
+    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / 'downloads'
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from scipy.special import xlogy
 
-from sagan_jax.data.preparing import Shard, shards
+from sagan_jax.data.preparing import Shard, features, shards
 
 SIZE = 32
 COUNTS = {'train': 20_000, 'test': 2_000}
@@ -234,14 +234,7 @@ class Shapes(tfds.core.ShardBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description='Two matching shapes in each image, one in each half.',
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Tensor(
-                        shape=(SIZE, SIZE, 3), dtype=np.uint8, encoding='bytes'
-                    ),
-                    'label': tfds.features.ClassLabel(names=CLASS_NAMES),
-                }
-            ),
+            features=features(SIZE, CLASS_NAMES),
         )
 
     def _shard_iterators_per_split(

@@ -1,6 +1,7 @@
 import importlib.util
 import io
 import json
+import platform
 import subprocess
 import sys
 
@@ -161,10 +162,11 @@ def test_tensorflow_missing(dataset, monkeypatch):
     monkeypatch.setattr(
         importlib.util, 'find_spec', lambda name: name != 'tensorflow' and find_spec(name)
     )
-    dataset.name = 'cifar10'
-    with pytest.raises(
-        UserError, match=r'needs tensorflow .*cifar10.*: pip install tensorflow-cpu'
-    ):
+    monkeypatch.setattr(sys, 'platform', 'linux')
+    monkeypatch.setattr(sys, 'version_info', (3, 12, 0))
+    monkeypatch.setattr(platform, 'machine', lambda: 'aarch64')
+    dataset.name = 'mnist'
+    with pytest.raises(UserError, match=r'needs tensorflow .*mnist.*: pip install tensorflow$'):
         data.load(dataset)
 
 
