@@ -2,8 +2,10 @@
 
   python -m sagan_jax.main --config configs/celeba.py
 
-The data set is celeb_a of TFDS, which needs TensorFlow once, to prepare it. A folder of the images
-works too: --config.dataset.name=image_folder --config.dataset.source_dir=FOLDER. For 128×128 add
+The data set is celeb_a of TFDS, which needs TensorFlow once, to prepare it (the error says what to
+install). Neither a folder of the images needs it, --config.dataset.name=image_folder
+--config.dataset.source_dir=FOLDER, nor a copy on the Hugging Face hub, such as
+--config.dataset.name=hf:flwrlabs/celeba. For 128×128 add
 --config.dataset.image_size=128. One GPU is enough. The rates, 5e-5 for the generator and 1e-4 for
 the discriminator, are those of a published recipe. The variants are those of
 sagan_jax/configuration/variants.py that need no classes.

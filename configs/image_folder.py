@@ -7,6 +7,7 @@ IMAGES/dog/2.png, …, or either below IMAGES/train and IMAGES/test (Train, vali
 too). WebP, GIF, BMP, TIFF, PPM, TGA and AVIF are read as well. On first use the images are cropped
 to their centre, resized to `dataset.image_size` (24, 32, 48, 64, 96, … 1024) and stored beside the
 other data sets of TFDS. --config.model.conditioning=none trains without the classes of a folder.
+--config.dataset.name=hf:OWNER/NAME takes the images of the Hugging Face hub instead.
 
 The defaults suit 64×64 on one GPU. --config.dtype=bfloat16 computes activations in half precision.
 On a CPU use --config.dataset.image_size=32 and widths from 16 to 32.

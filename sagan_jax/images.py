@@ -1,5 +1,6 @@
 """Image files: decoding as upright RGB or as squares of one size, grids, writing PNG."""
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,6 +73,15 @@ def read_square(path: str | os.PathLike, size: int) -> np.ndarray:
     return _read(path, lambda image: square(image, size))
 
 
+def decode_square(content: bytes, name: str, size: int) -> np.ndarray:
+    """As `read_square`, for the content of an image file that errors call `name`."""
+    try:
+        with open_image(io.BytesIO(content)) as image:
+            return np.asarray(square(image, size))
+    except Exception as error:  # what Pillow raises on a damaged file depends on the format
+        raise UnreadableImage(name, _reason(error, empty=not content)) from error
+
+
 def aspect_ratio(path: str | os.PathLike) -> float | None:
     """Width / height of an image as it stands upright, without decoding it.
 
@@ -95,13 +105,14 @@ def _read(path: str | os.PathLike, convert: Callable[[Image.Image], Image.Image]
     except Exception as error:  # what Pillow raises on a damaged file depends on the format
         if failures.is_passing(error):
             raise
-        raise UnreadableImage(path, _reason(path, error)) from error
+        empty = os.path.exists(path) and not os.path.getsize(path)
+        raise UnreadableImage(path, _reason(error, empty)) from error
 
 
-def _reason(path: str | os.PathLike, error: Exception) -> str:
+def _reason(error: Exception, empty: bool) -> str:
     if not isinstance(error, UnidentifiedImageError):
         return reason(error)
-    if os.path.exists(path) and not os.path.getsize(path):
+    if empty:
         return 'the file is empty'
     return f'it is damaged or none of {", ".join(FORMATS)}'
 

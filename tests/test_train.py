@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 import sagan_jax
-from sagan_jax import opening
+from sagan_jax import data, opening
 from sagan_jax import train as training
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.evaluate import evaluate
@@ -100,6 +100,10 @@ def finished(pictures, tmp_path_factory):
         with pytest.raises(UserError, match='process_id=1 is out of range: use 0'):
             distributed.joined(config).__enter__()
         config.distributed.update({'coordinator': '', 'process_id': 0})
+        config.dataset.name = 'hf:nowhere'
+        with pytest.raises(UserError, match='hf:nowhere names no data set'):
+            data.load(config.dataset)
+        config.dataset.name = 'image_folder'
         config.model.conditioning = 'acgan'  # whose step reads the weight of the classifier
         config.r1_weight = 0.0  # with which a step is not traced as a whole
         train_step, batch = create_train_step(config), tiny.batch(config)

@@ -47,10 +47,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.r1_every = 16  # steps between updates by R1, each this much stronger
 
     config.dataset = dataset = ml_collections.ConfigDict()
-    dataset.name = 'shapes'  # 'shapes', 'image_folder', 'cifar10', or the name of a TFDS data set
+    # 'shapes', 'image_folder', 'cifar10', 'hf:OWNER/NAME' or 'hf:OWNER/NAME/CONFIG' of the Hugging
+    # Face hub, or the name of a TFDS data set.
+    dataset.name = 'shapes'
     dataset.data_dir = config_dict.placeholder(str)  # prepared data; default: the folder of TFDS
     # image_folder: the folder of images. cifar10: the archive, instead of a download.
     dataset.source_dir = config_dict.placeholder(str)
+    # Of the hub: the commit; default: the newest one when the data are prepared.
+    dataset.revision = config_dict.placeholder(str)
+    # Of the hub: the columns of images and of classes; default: found by their types and names. An
+    # empty label_key leaves out the classes.
+    dataset.image_key = config_dict.placeholder(str)
+    dataset.label_key = config_dict.placeholder(str)
     dataset.image_size = 32  # 3·2^k or 4·2^k, from 24 to 1024
     # None: as many as the data have. With a single one, model.conditioning is then 'none'.
     dataset.num_classes = config_dict.placeholder(int)

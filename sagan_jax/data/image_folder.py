@@ -6,17 +6,14 @@ times the space at 32×32 and up to twice at 128×128.
 """
 
 import dataclasses
-import os
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from sagan_jax.data.class_folders import Images, Listing
-from sagan_jax.data.preparing import Shard, features, shards
+from sagan_jax.data.preparing import Shard, features, in_threads, shards
 from sagan_jax.images import UnreadableImage, read_square, unreadable
 
 
@@ -97,10 +94,7 @@ def _examples(split: str, splits: Mapping[str, Images], size: int) -> Iterator[t
 
 
 def _read_all(paths: list[str], size: int) -> Iterator[np.ndarray | UnreadableImage]:
-    """Reads images on all cores, in order, with a bounded number read ahead.
-
-    Yields the error in place of an image that cannot be read.
-    """
+    """Reads images in order. Yields the error in place of an image that cannot be read."""
 
     def read_one(path: str) -> np.ndarray | UnreadableImage:
         try:
@@ -108,16 +102,4 @@ def _read_all(paths: list[str], size: int) -> Iterator[np.ndarray | UnreadableIm
         except UnreadableImage as error:
             return error
 
-    def read_group(start: int) -> list[np.ndarray | UnreadableImage]:
-        return [read_one(path) for path in paths[start : start + group]]
-
-    group = 16  # reading one small image takes less time than submitting a task
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[list[np.ndarray | UnreadableImage]]] = deque()
-        for start in range(0, len(paths), group):
-            ahead.append(pool.submit(read_group, start))
-            if len(ahead) > 2 * workers:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
+    return in_threads(read_one, paths)

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -15,7 +16,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sagan_jax.data import cifar10, class_folders, from_tfds, image_folder, preparing, stored
+from sagan_jax.data import (
+    cifar10,
+    class_folders,
+    from_tfds,
+    hub,
+    hub_images,
+    image_folder,
+    preparing,
+    stored,
+)
 from sagan_jax.data.preparing import quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
@@ -70,7 +80,8 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
     Args:
       dataset: the configuration's `dataset`. Reads `name`, `data_dir`, `source_dir`, `image_size`
         and `num_classes`. `name` is 'shapes', 'image_folder' (the folder `source_dir`), 'cifar10'
-        (the archive `source_dir`, or a download), or a TFDS data set with images under 'image' and
+        (the archive `source_dir`, or a download), 'hf:OWNER/NAME' of the Hugging Face hub (with
+        `revision`, `image_key` and `label_key`), or a TFDS data set with images under 'image' and
         classes under 'label'. Labels may be missing if `num_classes` is 0, 1 or None; then all are
         0. With None any number is accepted.
       split: 'train' or 'test'. If there is no 'test', its 'validation' is opened.
@@ -111,15 +122,23 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         examples=_converted(builder, examples, dataset.image_size, labelled),
         class_names=class_names or (dataset.name,),
         image_size=dataset.image_size,
-        name=image_folder.full_name(dataset.image_size, content.sha256)
-        if dataset.name == 'image_folder'
-        else builder.info.full_name,
+        name=_full_name(dataset, builder, content),
         split=split,
         folder=Path(builder.data_dir),
         content=content,
         passed_over=tuple(describe(listing.passed_over, listing.folder)) if listing else (),
         aspects=_aspects(listing.splits.get(split, [])) if listing else (),
     )
+
+
+def _full_name(
+    dataset: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder, content: stored.Content
+) -> str:
+    if dataset.name == 'image_folder':
+        return image_folder.full_name(dataset.image_size, content.sha256)
+    if dataset.name.startswith(hub.PREFIX):
+        return builder.info.description  # with the revision
+    return builder.info.full_name
 
 
 def count_classes(dataset: ml_collections.ConfigDict) -> int:
@@ -145,7 +164,8 @@ def _reading(folder: Path) -> Iterator[None]:
 
 def _folder(dataset: ml_collections.ConfigDict) -> Path:
     """Where the data set is prepared."""
-    return Path(dataset.data_dir or '~/tensorflow_datasets').expanduser() / dataset.name
+    name = re.split('[:/]', dataset.name)[0]
+    return Path(dataset.data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
 
 
 def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
@@ -159,6 +179,16 @@ def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
         downloads = preparing.downloads(data_dir)
         create = functools.partial(
             cifar10.builder, dataset.source_dir, downloads, data_dir=data_dir
+        )
+        return _Origin(title, create)
+    if name.startswith(hub.PREFIX):
+        create = hub_images.maker(
+            name,
+            dataset.revision,
+            dataset.image_key,
+            dataset.label_key,
+            dataset.image_size,
+            data_dir,
         )
         return _Origin(title, create)
     if name != 'image_folder':

@@ -5,11 +5,14 @@ import functools
 import hashlib
 import io
 import itertools
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,6 +21,8 @@ from absl import logging
 from sagan_jax.system.failures import writing
 from sagan_jax.system.files import locked, partial_path, remove_partial
 
+T = TypeVar('T')
+R = TypeVar('R')
 Shard = Callable[[], Iterator[tuple[Any, dict]]]  # opens the (key, example) pairs of one file
 
 
@@ -86,6 +91,21 @@ def tfds_order(split: str, count: int) -> list[int]:
         return hashlib.md5(f'{split}{index}'.encode(), usedforsecurity=False).digest()
 
     return sorted(range(count), key=key)
+
+
+def in_threads(apply: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Applies a function on all cores, in order, with a bounded number of items ahead."""
+    group = 16  # reading one small image takes less time than submitting a task
+    workers = os.cpu_count() or 1
+    waiting = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[list[R]]] = deque()
+        while chunk := list(itertools.islice(waiting, group)):
+            ahead.append(pool.submit(lambda items: [apply(item) for item in items], chunk))
+            if len(ahead) > 2 * workers:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
 
 
 def downloads(data_dir: str | None) -> Path:

@@ -31,6 +31,7 @@ FREE_KEYS = (
     # Places. `check_data` compares what is there.
     'dataset.data_dir',
     'dataset.source_dir',
+    'dataset.revision',
     'dataset.on_device',
 )
 FREE_SECTIONS = ('evaluation.', 'watch.', 'distributed.')

@@ -1,4 +1,4 @@
-"""Downloads of weights that others have published."""
+"""Downloads of what others have published."""
 
 import hashlib
 import http.client
@@ -12,7 +12,21 @@ from sagan_jax.errors import UserError
 from sagan_jax.system.files import atomic_path
 
 
-def download(url: str, path: Path, accept: Callable[[str], None], otherwise: str) -> None:
+def request(url: str, token: str | None = None) -> urllib.request.Request:
+    """A request, with a token for the host of `url` alone: it is not sent where that redirects."""
+    made = urllib.request.Request(url)
+    if token:
+        made.add_unredirected_header('Authorization', f'Bearer {token}')
+    return made
+
+
+def download(
+    url: str,
+    path: Path,
+    accept: Callable[[str], None],
+    otherwise: str,
+    token: str | None = None,
+) -> None:
     """Downloads a file as a whole, with a progress bar.
 
     Args:
@@ -20,6 +34,7 @@ def download(url: str, path: Path, accept: Callable[[str], None], otherwise: str
       path: where it will be.
       accept: called with its SHA-256 before it appears at `path`; may raise.
       otherwise: what to do if it cannot be downloaded, the end of a sentence.
+      token: as for `request`.
 
     Raises:
       UserError: if the download fails or breaks off.
@@ -28,7 +43,7 @@ def download(url: str, path: Path, accept: Callable[[str], None], otherwise: str
     try:
         with atomic_path(path) as temporary:
             with (
-                urllib.request.urlopen(url, timeout=60) as response,
+                urllib.request.urlopen(request(url, token), timeout=60) as response,
                 temporary.open('wb') as file,
                 tqdm(desc=path.name, total=response.length, unit='B', unit_scale=True) as progress,
             ):
