@@ -251,6 +251,11 @@ def _choose(
 ) -> str:
     known = [printable(found) for found in configs]
     if config is not None:
+        if '' in configs:
+            raise UserError(
+                f'The data set {name} has no configurations: set --config.dataset.name to '
+                f'{name.removesuffix(f"/{config}")}.'
+            )
         if config not in configs:
             raise UserError(
                 f'The data set {name} has no configuration {printable(config)}, only '

@@ -183,7 +183,10 @@ def test_the_token_is_sent_to_the_hub_alone(server, animals, monkeypatch):
         ),
         ({'name': 'hf:animals'}, r'hf:animals names no data set .*: set .*=hf:OWNER/NAME or'),
         ({'name': 'hf:../../x'}, r'names no data set of the Hugging Face hub'),
-        ({'name': 'hf:zoo/animals/wild'}, r'hf:zoo/animals/wild has no configuration wild, only'),
+        (
+            {'name': 'hf:zoo/animals/wild'},
+            r'wild has no configurations: set --config.dataset.name to hf:zoo/animals\.',
+        ),
         ({'revision': 'v9'}, r'zoo/animals has no revision v9: set --config.dataset.revision to'),
         ({'image_key': 'photo'}, r'no column photo of images, only image: set .*\.image_key'),
         ({'label_key': 'kind'}, r'no column kind of classes, only label: set .*\.label_key'),
@@ -380,6 +383,8 @@ def test_the_files_of_each_configuration_are_its_own(configs, files, layout, dra
         usual = (
             default if layout == 'card' and default else next(iter({'default'} & {*configs}), None)
         )
+        with pytest.raises(UserError, match=r'has no configuration w@ld, only .*: set'):
+            hub.find('hf:zoo/animals/w@ld', None)
         if len(configs) > 1 and not usual:
             with pytest.raises(UserError, match=r'has several configurations, .*: set'):
                 hub.find('hf:zoo/animals', None)
