@@ -1,7 +1,6 @@
 """The same images from different files give the same run, bit for bit, without TensorFlow."""
 
 import json
-import sys
 
 import jax
 import numpy as np
@@ -19,8 +18,7 @@ STEPS = 20
 
 @pytest.mark.thorough
 def test_cifar10_from_the_archive_and_from_parquet_is_one_run(tmp_path, monkeypatch):
-    for name in ('tensorflow', 'torch'):
-        monkeypatch.setitem(sys.modules, name, None)
+    hub_server.hide_tensorflow(monkeypatch)
     found = {}
     with hub_server.serving(monkeypatch) as hub:
         for kind, keys in as_cifar10(hub, monkeypatch, tmp_path).items():

@@ -105,7 +105,13 @@ def maker(
         if folder.exists():
             return tfds.builder_from_directory(str(folder))
         listing, columns = found()
-        config = HubConfig(config_name, listing, columns, image_size, downloads)
+        config = HubConfig(
+            name=config_name,
+            listing=listing,
+            columns=columns,
+            image_size=image_size,
+            downloads=downloads,
+        )
         return HubImages(config=config, data_dir=data_dir, file_format='array_record')
 
     return create

@@ -47,11 +47,9 @@ def columns(path: Path, title: str, image_key: str | None, label_key: str | None
         if features.get(field.name, {}).get('_type') == 'Image' or _holds_files(field.type)
     ]
     classes = {
-        name: tuple(map(str, feature['names']))
+        name: _class_names(feature)
         for name, feature in features.items()
-        if feature.get('_type') == 'ClassLabel'
-        and isinstance(feature.get('names'), list)
-        and name in schema.names
+        if feature.get('_type') == 'ClassLabel' and name in schema.names
     }
     image = _choose(title, 'images', 'image_key', image_key or None, images, _IMAGE_NAMES)
     if image is None:
@@ -60,7 +58,13 @@ def columns(path: Path, title: str, image_key: str | None, label_key: str | None
             '--config.dataset.name.'
         )
     label = _choose(title, 'classes', 'label_key', label_key, list(classes), _LABEL_NAMES)
-    return Columns(image, label, classes[label] if label else ())
+    names = classes[label] if label else ()
+    if label and len({*names}) != max(1, len(names)):
+        raise UserError(
+            f'{title} has no name or the same one for several classes of {printable(label)}: leave '
+            'out the classes with --config.dataset.label_key=.'
+        )
+    return Columns(image, label, names)
 
 
 def count(path: Path) -> int:
@@ -102,6 +106,12 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {name: each for name, each in features.items() if isinstance(each, dict)}
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}  # written by another program
+
+
+def _class_names(feature: dict[str, Any]) -> tuple[str, ...]:
+    """In lines of their own, as TFDS stores them."""
+    names = feature.get('names')
+    return tuple(' '.join(str(name).split()) for name in names) if isinstance(names, list) else ()
 
 
 def _holds_files(kind: pa.DataType) -> bool:

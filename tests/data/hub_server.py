@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import json
+import sys
 import threading
 import urllib.parse
 from contextlib import contextmanager
@@ -87,6 +88,26 @@ def serving(monkeypatch):
         yield hub
         server.shutdown()
         thread.join()
+
+
+class Without:
+    """An entry of `sys.meta_path` that does not find some packages, as if not installed."""
+
+    def __init__(self, finder, *names):
+        self.finder, self.names = finder, names
+
+    def find_spec(self, name, *args):
+        hidden = name.partition('.')[0] in self.names
+        return None if hidden else self.finder.find_spec(name, *args)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+
+def hide_tensorflow(monkeypatch):
+    """Lets this process find neither TensorFlow nor PyTorch from now on."""
+    found = [Without(finder, 'tensorflow', 'torch') for finder in sys.meta_path]
+    monkeypatch.setattr(sys, 'meta_path', found)
 
 
 def describe(repository, revision):

@@ -1,7 +1,7 @@
 """Image data sets of the Hugging Face hub, from a stand-in for it."""
 
+import importlib.util
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +272,18 @@ def test_columns_that_cannot_be_told(server, dataset, names, message):
             data.load(dataset)
 
 
+@pytest.mark.parametrize('names', [['a', 'b', 'a '], ['a', '', ''], []])
+def test_classes_that_cannot_be_told_apart(server, dataset, names):
+    columns = {'image': [hub_server.encoded(images_of(1)[0])], 'label': [0]}
+    content = hub_server.parquet(columns, {'label': names})
+    server.repositories['zoo/odd'] = hub_server.Repository({'train.parquet': content})
+    dataset.update(name='hf:zoo/odd', num_classes=None)
+    with pytest.raises(UserError, match=r'the same one for several classes of label: leave out'):
+        data.count_classes(dataset)
+    dataset.label_key = ''
+    assert data.count_classes(dataset) == 1
+
+
 def test_what_the_hub_has_converted_is_found(server, dataset):
     repository = hub_server.Repository({'images.zip': b'PK'})
     server.repositories['zoo/zipped'] = repository
@@ -333,7 +345,8 @@ def test_images_become_squares_as_those_of_a_folder_do(server, dataset, tmp_path
 
 
 def test_tensorflow_is_not_used(animals, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'tensorflow', None)
+    hub_server.hide_tensorflow(monkeypatch)
+    assert importlib.util.find_spec('tensorflow') is None
     assert len(data.load(animals)) == 6
 
 
