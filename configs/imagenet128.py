@@ -4,11 +4,14 @@
       --config.dataset.source_dir=IMAGENET
 
 IMAGENET/train has the 1,000 class folders of ILSVRC 2012, and so has IMAGENET/val, which is
-optional. sagan_jax/configuration/variants.py defines the variants: those of Table 1
-(`no_attention`, `feat8` … `feat64`, `residual8` … `residual64`), of Table 2 (`acgan`,
-`sngan_projection`) and of Figure 3 (`sn_d`, `sn_d_5to1`, `sn_gd`, `sn_gd_ttur`), `dcgan`,
-`paper_text`, and `best_public`, the settings of the best public result (Inception Score 69.5, FID
-12.83; batches of 256 on eight devices, whose moments are of 32 images each).
+optional. --config.dataset.name=hf:ILSVRC/imagenet-1k takes the copy on the Hugging Face hub
+instead, with HF_TOKEN of an account that has accepted its conditions.
+
+sagan_jax/configuration/variants.py defines the variants: those of Table 1 (`no_attention`, `feat8`
+… `feat64`, `residual8` … `residual64`), of Table 2 (`acgan`, `sngan_projection`) and of Figure 3
+(`sn_d`, `sn_d_5to1`, `sn_gd`, `sn_gd_ttur`), `dcgan`, `paper_text`, and `best_public`, the settings
+of the best public result (Inception Score 69.5, FID 12.83; batches of 256 on eight devices, whose
+moments are of 32 images each).
 
 The paper trained a million steps of 256 images on four GPUs in about two weeks. It reports an FID
 of 22.96 without attention, and of 22.98, 22.14, 18.28 and 18.65 with attention at 8, 16, 32 and 64.
