@@ -16,16 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sagan_jax.data import (
-    cifar10,
-    class_folders,
-    from_tfds,
-    hub,
-    hub_images,
-    image_folder,
-    preparing,
-    stored,
-)
+from sagan_jax.data import cifar10, class_folders, from_tfds, hub, image_folder, preparing, stored
 from sagan_jax.data.preparing import quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
@@ -182,6 +173,8 @@ def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
         )
         return _Origin(title, create)
     if name.startswith(hub.PREFIX):
+        from sagan_jax.data import hub_images  # loads pyarrow, which nothing else needs
+
         create = hub_images.maker(
             name,
             dataset.revision,
