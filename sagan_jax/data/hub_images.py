@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from sagan_jax.data import hub, parquet, preparing
+from sagan_jax.data import hub_listing, parquet, preparing
 from sagan_jax.data.preparing import Shard
 from sagan_jax.errors import UserError
 from sagan_jax.images import UnreadableImage, decode_square, unreadable
@@ -23,7 +23,7 @@ from sagan_jax.images import UnreadableImage, decode_square, unreadable
 class HubConfig(tfds.core.BuilderConfig):
     """What the data are prepared from. Prepared data are found again by the name."""
 
-    listing: hub.Listing | None = None
+    listing: hub_listing.Listing | None = None
     columns: parquet.Columns | None = None
     image_size: int = 0
     downloads: Path = Path()
@@ -38,13 +38,14 @@ class HubImages(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: i
 
     def _info(self) -> tfds.core.DatasetInfo:
         listing, columns = self.builder_config.listing, self.builder_config.columns
+        repository = listing.repository
         config = f'/{listing.config}' if listing.config else ''
         keys = ', '.join(key for key in (columns.image, columns.label) if key)
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f'hf:{listing.repository}{config}@{listing.revision} ({keys})',
+            description=f'hf:{repository.name}{config}@{repository.commit} ({keys})',
             features=preparing.features(
-                self.builder_config.image_size, columns.class_names or (listing.repository,)
+                self.builder_config.image_size, columns.class_names or (repository.name,)
             ),
         )
 
@@ -54,7 +55,7 @@ class HubImages(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: i
         del dl_manager
         config = self.builder_config
         paths = {
-            split: [hub.fetch(config.listing, file, config.downloads) for file in files]
+            split: [hub_listing.fetch(config.listing, file, config.downloads) for file in files]
             for split, files in config.listing.splits.items()
         }
         size = config.image_size
@@ -80,23 +81,23 @@ def maker(
     files, once, and downloads the first one, which has the names of the classes.
 
     Args:
-      name: as for `hub.parse`, like the others of the configuration's `dataset`.
-      revision: as for `hub.find`. Without one, data that are prepared stay as they are.
+      name: as for `hub_listing.parse`, like the others of the configuration's `dataset`.
+      revision: as for `hub_listing.find`. Without one, data that are prepared stay as they are.
       image_key: as for `parquet.columns`.
       label_key: as for `parquet.columns`.
       image_size: of the squares that are stored.
       data_dir: the folder of prepared data, which the builder's own argument replaces.
     """
-    repository, _ = hub.parse(name)
+    repository, _ = hub_listing.parse(name)
     downloads = preparing.downloads(data_dir)
     key = hashlib.sha256(repr((name, revision, image_key, label_key)).encode()).hexdigest()[:16]
     words = re.sub(r'[^A-Za-z0-9]+', '_', repository)
     config_name = f'{words}_{image_size}px_{key}'
 
     @functools.cache
-    def found() -> tuple[hub.Listing, parquet.Columns]:
-        listing = hub.find(name, revision)
-        first = hub.fetch(listing, listing.splits['train'][0], downloads)
+    def found() -> tuple[hub_listing.Listing, parquet.Columns]:
+        listing = hub_listing.find(name, revision)
+        first = hub_listing.fetch(listing, listing.splits['train'][0], downloads)
         return listing, parquet.columns(first, f'The data set {name}', image_key, label_key)
 
     def create(data_dir: str | None = data_dir) -> tfds.core.DatasetBuilder:

@@ -16,7 +16,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sagan_jax.data import cifar10, class_folders, from_tfds, hub, image_folder, preparing, stored
+from sagan_jax.data import (
+    cifar10,
+    class_folders,
+    from_tfds,
+    hub_listing,
+    image_folder,
+    preparing,
+    stored,
+)
 from sagan_jax.data.preparing import quiet
 from sagan_jax.data.shapes import Shapes
 from sagan_jax.errors import UserError
@@ -127,7 +135,7 @@ def _full_name(
 ) -> str:
     if dataset.name == 'image_folder':
         return image_folder.full_name(dataset.image_size, content.sha256)
-    if dataset.name.startswith(hub.PREFIX):
+    if dataset.name.startswith(hub_listing.PREFIX):
         return builder.info.description  # with the revision
     return builder.info.full_name
 
@@ -172,7 +180,7 @@ def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
             cifar10.builder, dataset.source_dir, downloads, data_dir=data_dir
         )
         return _Origin(title, create)
-    if name.startswith(hub.PREFIX):
+    if name.startswith(hub_listing.PREFIX):
         from sagan_jax.data import hub_images  # loads pyarrow, which nothing else needs
 
         create = hub_images.maker(

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sagan_jax import data
-from sagan_jax.data import cifar10, hub
+from sagan_jax.data import cifar10, hub_listing
 from sagan_jax.errors import UserError
+from sagan_jax.system import hub
 from tests.data import cifar10_files, hub_server
 
 CLASSES = ['cat', 'dog', 'eel']
@@ -179,7 +180,7 @@ def test_the_token_is_sent_to_the_hub_alone(server, animals, monkeypatch):
     [
         (
             {'name': 'hf:zoo/plants'},
-            r'has no data set zoo/plants, or it is private: check .*HF_TOKEN',
+            r'no access to a data set zoo/plants at revision main \(401 .*HF_TOKEN',
         ),
         ({'name': 'hf:animals'}, r'hf:animals names no data set .*: set .*=hf:OWNER/NAME or'),
         ({'name': 'hf:../../x'}, r'names no data set of the Hugging Face hub'),
@@ -187,7 +188,7 @@ def test_the_token_is_sent_to_the_hub_alone(server, animals, monkeypatch):
             {'name': 'hf:zoo/animals/wild'},
             r'wild has no configurations: set --config.dataset.name to hf:zoo/animals\.',
         ),
-        ({'revision': 'v9'}, r'zoo/animals has no revision v9: set --config.dataset.revision to'),
+        ({'revision': 'v9'}, r'zoo/animals has no revision v9 on the hub: choose one of .*'),
         ({'image_key': 'photo'}, r'no column photo of images, only image: set .*\.image_key'),
         ({'label_key': 'kind'}, r'no column kind of classes, only label: set .*\.label_key'),
         ({'num_classes': 4}, r'The data set hf:zoo/animals has 3 classes but .*num_classes=3'),
@@ -205,7 +206,7 @@ def test_what_is_not_there_is_said_in_a_sentence(server, animals, keys, message)
 @pytest.mark.parametrize('fault', [500, b'<html>', b'[]', b'{"sha": "main"}', b'{}'])
 def test_a_hub_that_does_not_answer_or_is_none(server, animals, fault):
     if isinstance(fault, int):
-        server.status, message = fault, r'does not answer about .*500.*: try again\.$'
+        server.status, message = fault, r'does not answer at .*500.*: try again\.$'
     else:
         server.answer, message = fault, r'is not about a data set \(.*\): check HF_ENDPOINT\.$'
     with pytest.raises(UserError, match=message):
@@ -380,27 +381,27 @@ def test_the_files_of_each_configuration_are_its_own(configs, files, layout, dra
         }
         for config, splits in configs.items()
     ]
-    info = {
-        'sha': '0' * 40,
-        'siblings': [hub.HubFile(path, None) for path in draw.draw(st.permutations(every))],
-        'cardData': {'configs': entries} if layout == 'card' else {},
-    }
+    every = draw.draw(st.permutations(every))
+    card = {'configs': entries} if layout == 'card' else {}
+    repository = hub.Repository(
+        'zoo/animals', '0' * 40, dict.fromkeys(every), 'datasets', card=card
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hub, '_ask', lambda *_: info)
+        patch.setattr(hub, 'find', lambda *_: repository)
         for config, splits in paths.items():
-            found = hub.find(f'hf:zoo/animals/{config}', None)
+            found = hub_listing.find(f'hf:zoo/animals/{config}', None)
             held_out = splits.get('validation') or splits.get('test')
             assert found.config == config
-            assert [file.path for file in found.splits['train']] == splits['train']
-            assert [file.path for file in found.splits.get('test', ())] == (held_out or [])
+            assert [*found.splits['train']] == splits['train']
+            assert [*found.splits.get('test', ())] == (held_out or [])
         usual = (
             default if layout == 'card' and default else next(iter({'default'} & {*configs}), None)
         )
         with pytest.raises(UserError, match=r'has no configuration w@ld, only .*: set'):
-            hub.find('hf:zoo/animals/w@ld', None)
+            hub_listing.find('hf:zoo/animals/w@ld', None)
         if len(configs) > 1 and not usual:
             with pytest.raises(UserError, match=r'has several configurations, .*: set'):
-                hub.find('hf:zoo/animals', None)
+                hub_listing.find('hf:zoo/animals', None)
         else:
             (only, *_) = [usual] if usual else configs
-            assert hub.find('hf:zoo/animals', None).config == only
+            assert hub_listing.find('hf:zoo/animals', None).config == only
