@@ -9,21 +9,36 @@ import tarfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from tensorboardX.proto.graph_pb2 import GraphDef
-from tensorboardX.proto.tensor_pb2 import TensorProto
-from tensorboardX.proto.types_pb2 import DT_FLOAT
 
 from sagan_jax.errors import UserError
-from sagan_jax.system import download, paths
+from sagan_jax.system import download, paths, protobuf
 from sagan_jax.system.files import atomic_path
 
 ARCHIVE = 'inception-2015-12-05.tgz'
 GRAPH = 'classify_image_graph_def.pb'
 URL = f'https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/{ARCHIVE}'
 VARIABLE = 'SAGAN_JAX_INCEPTION'
+
+# From graph.proto, node_def.proto, attr_value.proto and tensor.proto in tensorflow/core/framework.
+_MESSAGES = protobuf.declare("""
+    message GraphDef { repeated NodeDef node = 1; }
+    message NodeDef { string name = 1; string op = 2; repeated Attribute attr = 5; }
+    message Attribute { string key = 1; AttrValue value = 2; }
+    message AttrValue { TensorProto tensor = 8; }
+    message TensorProto {
+      int32 dtype = 1;
+      TensorShapeProto tensor_shape = 2;
+      bytes tensor_content = 4;
+      repeated float float_val = 5;
+    }
+    message TensorShapeProto { repeated Dim dim = 2; }
+    message Dim { int64 size = 1; }
+""")
+_DT_FLOAT = 1  # of DataType in types.proto
 
 
 def find(path: str | os.PathLike | None = None) -> Path:
@@ -88,7 +103,7 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, n
     """
     try:
         serialized = _graph_bytes(path)
-        graph = GraphDef.FromString(serialized)
+        graph = _MESSAGES['GraphDef'].FromString(serialized)
     except (OSError, EOFError, tarfile.TarError, zlib.error, DecodeError) as error:
         raise _unusable(path, f'cannot be read ({error})') from error
 
@@ -99,7 +114,8 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, n
             continue
         if node.name not in shapes:
             raise _unusable(path, f'have the weight {node.name}, which the network does not have')
-        tensor = node.attr['value'].tensor
+        attributes = {attribute.key: attribute.value for attribute in node.attr}
+        tensor = attributes.get('value', _MESSAGES['AttrValue']()).tensor
         shape = tuple(dimension.size for dimension in tensor.tensor_shape.dim)
         if shape != shapes[node.name]:
             raise _unusable(path, f'have {node.name} as {shape}, expected {shapes[node.name]}')
@@ -126,9 +142,9 @@ def _graph_bytes(path: Path) -> bytes:
     raise _unusable(path, f'have no {GRAPH}')
 
 
-def _values(tensor: TensorProto, count: int) -> np.ndarray | None:
-    """The values of a tensor as TensorFlow stores it, float32 [count]; None if they are missing."""
-    if tensor.dtype != DT_FLOAT:
+def _values(tensor: Any, count: int) -> np.ndarray | None:
+    """The values of a `TensorProto`, float32 [count]; None if they are missing."""
+    if tensor.dtype != _DT_FLOAT:
         return None
     if len(tensor.tensor_content) == 4 * count:
         return np.frombuffer(tensor.tensor_content, '<f4').astype(np.float32)

@@ -8,13 +8,11 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
+from sagan_jax.run import event_file
+from sagan_jax.run.event_file import EventFile
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.system import failures
 from sagan_jax.system.untrusted import reason
@@ -43,9 +41,9 @@ class RunLog:
             ) from error
         self._folder = folder
         self._unwritten = b''
-        self._events = None
+        self._events: EventFile | None = None
         # Makes TensorBoard drop what a killed run had written about later steps.
-        self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._add(step + 1, event_file.restart())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of JSON, `{"step": …, name: value, …}`, and a TensorBoard scalar each."""
@@ -53,35 +51,25 @@ class RunLog:
         with tolerating_errors('metrics.jsonl'):
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-        curves = Summary()
-        for name, value in values.items():
-            curves.MergeFrom(summary.scalar(name, value))
-        self._add(step, summary=curves)
+        self._add(step, event_file.scalars(values))
 
     def samples(self, step: int, images: np.ndarray, columns: int) -> None:
         """A grid of images, uint8 [n, S, S, 3], in `samples/<step>.png` and in TensorBoard."""
         grid = image_grid(images, columns)
         self.call('the samples', save_png, self._folder.grid(step), grid)
-        self._add(step, summary=summary.image('samples', grid, dataformats='HWC'))
+        self._add(step, event_file.image('samples', grid))
 
     def call(self, what: str, write: Callable, *arguments: Any) -> None:
         """Calls `write(*arguments)`; an error of the disk ends in a warning that names `what`."""
         with tolerating_errors(what):
             write(*arguments)
 
-    def _add(self, step: int, **content: Any) -> None:
-        """Writes an event at once.
-
-        tensorboardX's own thread ends at the first error, and its queue then blocks forever.
-        """
+    def _add(self, step: int, content: dict[str, Any]) -> None:
         # After an error the next event begins a new file, since the last one may be cut short.
         events, self._events = self._events, None
         with tolerating_errors('tensorboard/'):
-            if events is None:
-                self._folder.tensorboard.mkdir(exist_ok=True)
-                events = EventsWriter(str(self._folder.tensorboard / 'events'))
-            events.write_event(Event(wall_time=time.time(), step=step, **content))
-            events.flush()
+            events = events or EventFile(self._folder.tensorboard)
+            events.add(step, content)
             self._events = events
 
     def __enter__(self) -> 'RunLog':

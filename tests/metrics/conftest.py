@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboardX.proto.graph_pb2 import GraphDef
-from tensorboardX.proto.types_pb2 import DT_FLOAT
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 

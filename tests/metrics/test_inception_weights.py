@@ -4,8 +4,8 @@ import tarfile
 
 import numpy as np
 import pytest
-from tensorboardX.proto.graph_pb2 import GraphDef
-from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_INT32
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_INT32
 
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import inception_weights

@@ -3,6 +3,8 @@
 import json
 import resource
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from sagan_jax.run import logs
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import RunLog, Stopwatch
@@ -10,6 +12,13 @@ from sagan_jax.run.logs import RunLog, Stopwatch
 
 def steps(workdir):
     return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').open()]
+
+
+def curve(workdir):
+    """The curve 'loss' as TensorBoard shows it."""
+    found = EventAccumulator(str(workdir / 'tensorboard'))
+    found.Reload()
+    return [(point.step, point.value) for point in found.Scalars('loss')]
 
 
 def test_a_resumed_run_takes_back_later_lines(tmp_path):
@@ -23,6 +32,7 @@ def test_a_resumed_run_takes_back_later_lines(tmp_path):
     assert steps(tmp_path) == [1, 2, 3]
     last = (tmp_path / 'metrics.jsonl').read_text().splitlines()[-1]
     assert json.loads(last) == {'step': 3, 'loss': 9.0}
+    assert curve(tmp_path) == [(1, 0.5), (2, 1.0), (3, 9.0)]
 
 
 def test_a_new_run_starts_an_empty_record(tmp_path):
@@ -44,8 +54,9 @@ def test_a_full_disk_delays_lines_and_stops_nothing(tmp_path, capsys):
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert (tmp_path / 'metrics.jsonl').stat().st_size == 50
         assert 'metrics.jsonl cannot be written (File too large)' in capsys.readouterr().out
-        log.scalars(30, {'loss': 0.5})
+        log.scalars(30, {'loss': 0.25})
     assert steps(tmp_path) == list(range(1, 31))
+    assert curve(tmp_path)[-1] == (30, 0.25)
 
 
 def test_the_stopwatch_leaves_out_pauses(monkeypatch):

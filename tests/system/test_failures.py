@@ -119,15 +119,6 @@ def arrays_in_a_zip(path):
         np.lib.format.write_array(file, BLOCK)
 
 
-def tensorboard(path):
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
-
-    writer = EventsWriter(str(path))
-    writer.write_event(Event(file_version='x' * 10**6))
-    writer.flush()
-
-
 def figure(path):
     drawn, axes = plt.subplots()
     axes.imshow(BLOCK)
@@ -146,7 +137,6 @@ WRITERS = {
     'pillow.png': lambda path: Image.fromarray(BLOCK).save(path),
     'matplotlib.png': figure,
     'matplotlib.pdf': figure,
-    'tensorboard': tensorboard,
 }
 
 
