@@ -57,7 +57,8 @@ def test_flags_of_commands_exist(module):
         if words[0] == module:
             own = words[: words.index('--')] if '--' in words else words
             for flag in {word.partition('=')[0] for word in own if word.startswith('--')}:
-                known = re.search(rf'(?<![\w-])--(\[no\])?{flag[2:]}(?!\w)', text)
+                # In a line of its own, not in an example alone.
+                known = re.search(rf'^  --(\[no\])?{flag[2:]}(?!\w)', text, re.MULTILINE)
                 assert known or flag.startswith('--config.'), f'{flag} in {page}'
 
 

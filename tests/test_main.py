@@ -225,6 +225,9 @@ def test_help_groups_the_flags_by_mode(facts):
         example = next(line for line in text.splitlines() if line.startswith('    python'))
         assert f'--mode {mode}' in example or mode == 'train'
     assert facts['examples'] == [None] * len(groups)
+    configurations = result.stdout.partition('\nConfigurations:\n')[2]
+    listed = re.findall(r'^  (\w+) +\w', configurations, re.MULTILINE)
+    assert listed == sorted(path.stem for path in (ROOT / 'configs').glob('[!_]*.py'))
 
 
 @pytest.fixture(scope='module')

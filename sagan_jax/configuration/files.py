@@ -13,9 +13,14 @@ def folder() -> Path:
     return inside if inside.is_dir() else beside
 
 
+def paths() -> list[Path]:
+    """The package's files, in the order of their names."""
+    return sorted(folder().glob('[!_]*.py'))
+
+
 def names() -> list[str]:
     """The names of the package's files, such as 'quickstart'."""
-    return sorted(path.stem for path in folder().glob('[!_]*.py'))
+    return [path.stem for path in paths()]
 
 
 def locate(text: str) -> str:

@@ -1,5 +1,6 @@
 """Shared by the command lines: the flag --config, modes, and errors in one sentence."""
 
+import ast
 import json
 import logging
 import sys
@@ -13,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from sagan_jax.configuration import files
+from sagan_jax.configuration import defaults, files
 from sagan_jax.errors import UserError
 from sagan_jax.system import cpu, numerics, output, paths
 from sagan_jax.system.failures import writing
@@ -104,15 +105,15 @@ def run(
       main: takes the arguments that are not flags: the program's name, and the operands.
       config: from `define_config`.
       modes: the modes by the values of the flag --mode, if the program has one. --help groups the
-        flags by mode, and a flag of another mode is refused.
+        flags by mode, see `describe`, and a flag of another mode is refused.
       operands: whether the program takes arguments that are not flags, anywhere among these.
     """
     if operands:
         flags.FLAGS.set_gnu_getopt()  # flags may follow them
 
     def parse(argv: list[str]) -> list[str]:
-        if modes and not set(_HELP).isdisjoint(argv):
-            print(describe(modes))
+        if not set(_HELP).isdisjoint(argv):
+            print(describe(modes or {}))
             sys.exit()
         remaining = _parse(argv, config)
         if len(remaining) > 1 and not operands:
@@ -150,27 +151,52 @@ def check_mode(modes: Mapping[str, Mode]) -> None:
 
 
 def describe(modes: Mapping[str, Mode]) -> str:
-    """The text of --help: the program's docstring, shared flags, then the flags of each mode."""
+    """The text of --help: the program's docstring, its flags, the configurations.
+
+    The flags that all modes share come before those of each mode.
+    """
     own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     shared = ['config', *(name for name in own if name not in _owned(modes))]
-    groups = [sys.modules['__main__'].__doc__ or '', _describe_flags('In all modes:', shared)]
+    width = 1 + max(len(_with_dashes(name)) for name in [*own, 'config'])
+    described: list[tuple[str, Iterable[str]]]
+    described = [('In all modes:' if modes else 'Flags:', shared)]
     for name, (does, example, names) in modes.items():
-        groups.append(_describe_flags(f'--mode {name}: {does}\n\n    {example}', names))
+        described.append((f'--mode {name}: {does}\n\n    {example}', names))
+    groups = [_describe_flags(title, names, width) for title, names in described]
+    groups.insert(0, sys.modules['__main__'].__doc__ or '')
+    groups.append(_describe_configurations())
     return '\n\n'.join(group.rstrip() for group in groups)
 
 
-def _describe_flags(title: str, names: Iterable[str]) -> str:
+def _describe_flags(title: str, names: Iterable[str], width: int) -> str:
     lines = [f'{title}\n']
     for name in names:
         flag = flags.FLAGS[name]
         default = f' (default: {(flag.default_as_str or "")[1:-1]})' if flag.default else ''
-        lines += textwrap.wrap(
-            flag.help + default,
-            width=96,
-            initial_indent=f'  --{name:<12} ',
-            subsequent_indent=' ' * 17,
-        )
+        lines.append(_entry(_with_dashes(name), flag.help + default, width))
     return '\n'.join(lines)
+
+
+def _describe_configurations() -> str:
+    """The configurations that come with the package, with the first lines of their docstrings."""
+    found = {path.stem: ast.parse(path.read_text()) for path in files.paths()}
+    width = 1 + max(map(len, found))
+    entries = [
+        _entry(name, (ast.get_docstring(tree) or '').partition('\n')[0], width)
+        for name, tree in found.items()
+    ]
+    keys = f'{defaults.__file__} lists their keys, which --config.KEY=VALUE changes.'
+    return '\n'.join(['Configurations:\n', *entries, '', keys])
+
+
+def _entry(name: str, text: str, width: int) -> str:
+    """Lines for a name in a column of `width`, with a text beside it."""
+    start, space = f'  {name:<{width}} ', ' ' * (width + 3)
+    return '\n'.join(textwrap.wrap(text, 96, initial_indent=start, subsequent_indent=space))
+
+
+def _with_dashes(name: str) -> str:
+    return f'--[no]{name}' if flags.FLAGS[name].boolean else f'--{name}'
 
 
 def _owned(modes: Mapping[str, Mode]) -> list[str]:
