@@ -171,6 +171,7 @@ def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
     name = dataset.name
     data_dir = dataset.data_dir and os.path.expanduser(dataset.data_dir)  # TFDS does not
     title = f'The data set {name}'
+    create: _MakeBuilder
     if name == 'shapes':
         create = functools.partial(Shapes, data_dir=data_dir, file_format='array_record')
         return _Origin(title, create)
