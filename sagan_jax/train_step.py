@@ -10,7 +10,6 @@ batch on one device.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -335,26 +334,16 @@ def _as_given(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Arra
     return images, labels
 
 
-def _programs(
-    game: Game, devices: list[jax.Device], batch_of: Callable
-) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """The programs for S steps and for R1, both `(state, batches, dataset) -> (state, metrics)`.
+def steps_on_each(game: Game, batch_of: Callable = _as_given) -> tuple[Callable, Callable]:
+    """What each device runs in one call: S steps, and R1's update.
 
-    R1 is a program of its own, because XLA runs a conditional on one CPU thread, like a loop.
+    Both are `(state, batches, dataset) -> (state, metrics)`, with collectives over `AXIS`.
 
     Args:
-      game, devices: see `create_game`.
-      batch_of: `batch_of(*batches, *dataset)` returns images and labels. Batches are divided among
-        the devices, [n, S, D, b, …], and every device has the whole dataset.
+      game: see `create_game`.
+      batch_of: `batch_of(*batches, *dataset)` returns images and labels. `batches` are those of the
+        device, [S, D, b, …], and `dataset` is the whole one.
     """
-    on_each = partial(
-        jax.pmap,
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=(None, None),
-        devices=devices,
-        donate_argnums=0,  # the state
-    )
 
     def steps(state, batches, dataset):
         return game.scan(
@@ -368,7 +357,28 @@ def _programs(
         state, metrics = penalise_discriminator(game, state, *batch_of(*last, *dataset))
         return state, jax.tree.map(lambda metric: metric[None], metrics)
 
-    return on_each(steps), on_each(penalise)
+    return steps, penalise
+
+
+def _programs(
+    game: Game, devices: list[jax.Device], batch_of: Callable
+) -> list[jax.stages.Wrapped]:
+    """`steps_on_each` as programs of all devices, whose batches are [n, S, D, b, …].
+
+    R1 is a program of its own, because XLA runs a conditional on one CPU thread, like a loop. The
+    same over a mesh is `jax.jit` of `jax.shard_map`, see docs/paper.md and its test.
+    """
+    return [
+        jax.pmap(
+            function,
+            axis_name=AXIS,
+            in_axes=(None, 0, None),
+            out_axes=(None, None),
+            devices=devices,
+            donate_argnums=0,  # the state
+        )
+        for function in steps_on_each(game, batch_of)
+    ]
 
 
 def _in_turn(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from jax.sharding import Mesh, PartitionSpec
 
 from sagan_jax import losses, models, spectral_norm
 from sagan_jax.augmentation import NUMBERS, augment
@@ -23,6 +24,7 @@ from sagan_jax.train_step import (
     create_gathering_train_step,
     create_train_step,
     penalise_discriminator,
+    steps_on_each,
 )
 from tests import tiny
 from tests.traced import operations, precisions
@@ -111,6 +113,34 @@ def test_gathering_batches_on_the_devices_changes_nothing():
         )
     ]
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings('error:.*pmap')
+def test_shard_map_in_place_of_pmap_gives_the_same_bits():
+    """How to leave pmap, see docs/paper.md; a warning of JAX about pmap fails this test first."""
+    config, devices = base(), jax.devices()[:2]
+    steps, _ = steps_on_each(create_game(config, devices))
+
+    def on_each(state, batches):
+        return steps(state, jax.tree.map(lambda parts: parts[0], batches), ())
+
+    whole, parts = PartitionSpec(), PartitionSpec(AXIS)
+    mapped = jax.jit(
+        jax.shard_map(
+            on_each,
+            mesh=Mesh(np.array(devices), (AXIS,)),
+            in_specs=(whole, parts),
+            out_specs=whole,
+            check_vma=False,
+        ),
+        donate_argnums=0,
+    )
+    images, labels = tiny.batch(config)
+    batches = images.reshape(2, 1, 1, 4, 32, 32, 3), labels.reshape(2, 1, 1, 4)
+    begin = jax.tree.map(np.array, open_gammas(create_state(config)))
+    with_pmap = create_train_step(config, devices)(replicate(begin, devices), images, labels)
+    with_shard_map = mapped(replicate(begin, devices), batches)
+    chex.assert_trees_all_equal(with_shard_map, with_pmap)
 
 
 def test_accumulate_averages_values_and_carries_statistics():
