@@ -9,6 +9,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import sagan_jax
 
@@ -54,13 +55,37 @@ def test_every_requirement_has_a_lower_bound(line):
     assert '>=' in [specifier.operator for specifier in Requirement(line).specifier]
 
 
+def locked():
+    """The version of each package in requirements-lock.txt."""
+    lines = (ROOT / 'requirements-lock.txt').read_text().splitlines()
+    found = [Requirement(line) for line in lines if not line.lstrip().startswith('#')]
+    return {canonicalize_name(each.name): str(each.specifier).removeprefix('==') for each in found}
+
+
+def test_the_lock_has_every_requirement():
+    """The set with which the documents' numbers were measured; CONTRIBUTING.md says how to lock."""
+    versions = locked()
+    lines = (ROOT / 'requirements.txt').read_text().splitlines()
+    for line in filter(None, (line.partition('#')[0].strip() for line in lines)):
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])
+    first = (ROOT / 'requirements-lock.txt').read_text().splitlines()[1]
+    assert f'`{first.removeprefix("#").strip()}`' in (ROOT / 'CONTRIBUTING.md').read_text()
+
+
+def test_the_documents_name_the_locked_jax():
+    version = locked()['jax']
+    for page in ('README.md', 'docs/scores.md'):
+        assert f'JAX {version}' in (ROOT / page).read_text()
+
+
 def test_every_python_version_is_tested():
     named = [re.fullmatch(r'.* :: Python :: (3\.\d+)', line) for line in PROJECT['classifiers']]
     versions = [match[1] for match in named if match]
     assert len(versions) > 1
     tests = jobs('tests.yml')
     assert tests['newest']['strategy']['matrix']['python-version'] == versions
-    assert python_of(tests['lowest']) == versions[0]
+    assert python_of(tests['lowest']) == python_of(tests['locked']) == versions[0]
     assert {python_of(job) for job in jobs('lint.yml').values()} == {versions[-1]}
     assert SpecifierSet(PROJECT['requires-python']) == SpecifierSet(f'>={versions[0]}')
 
