@@ -2,10 +2,12 @@
 # Trains on all hosts of a Cloud TPU slice; restarts all when one of them fails.
 #
 #     launch/tpu_pod.sh my-tpu europe-west4-b \
-#         --config configs/imagenet128.py:feat32 --workdir /mnt/bucket/feat32
+#         --config configs/imagenet128.py:feat32 --config.dataset.source_dir=/mnt/bucket/imagenet \
+#         --workdir /mnt/bucket/feat32
 #
-# Needs gcloud and python3 on this machine, and this repository with its requirements and jax[tpu] in
-# ~/sagan_jax on every host. The first host writes to the workdir, for example in a mounted bucket.
+# Needs gcloud on this machine, and on every host this repository in ~/sagan_jax with an environment in
+# ~/sagan_jax/.venv, see docs/clusters.md. PYTHON is the Python of this machine; the hosts find theirs
+# as python.sh says. The first host writes to the workdir, for example in a mounted bucket.
 set -eu
 if [ $# -lt 3 ]; then
     echo 'usage: launch/tpu_pod.sh NAME ZONE --config FILE --workdir FOLDER …' >&2
@@ -39,10 +41,12 @@ if [ -n "$before" ] &&
     timeout 60 tail --pid="$before" -f /dev/null || kill -KILL "$before"
 fi
 echo $$ >"$note"
-exec "$@"
+. launch/python.sh
+exec "$PYTHON" "$@"
 '
 command=$(printf ' %q' bash -c "$start" "$workdir" \
-    python3 -u -m sagan_jax.main --config.distributed.coordinator=auto "$@")
+    -u -m sagan_jax.main "$@" --config.distributed.coordinator=auto) # a key comes after --config
 cd "$(dirname "$0")/.."
-exec python3 -m launch.until_done -- gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" \
+. launch/python.sh
+exec "$PYTHON" -m launch.until_done -- gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" \
     --worker=all --command "${command# }"

@@ -1,6 +1,7 @@
 """The models that the paper compares, as variants of a configuration.
 
-  python -m sagan_jax.main --config configs/imagenet128.py:feat32
+  python -m sagan_jax.main --config configs/imagenet128.py:feat32 \\
+      --config.dataset.source_dir=IMAGENET
 
 A variant is a set of keys that differ from the settings of its configuration file.
 """

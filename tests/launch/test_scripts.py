@@ -22,8 +22,8 @@ def programs(tmp_path):
         for name, body in lines.items():
             (folder / name).write_text(f'#!/usr/bin/env bash\n{body}\n')
             (folder / name).chmod(0o755)
-        path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ['PATH']])
-        return os.environ | {'PATH': path, 'HERE': str(tmp_path)}
+        path = os.pathsep.join([str(folder), os.environ['PATH']])
+        return os.environ | {'PATH': path, 'HERE': str(tmp_path), 'PYTHON': sys.executable}
 
     return make
 
@@ -115,8 +115,8 @@ def test_slurm_requeues_a_run_that_is_not_done(programs, tmp_path, status, resta
     assert requeued() == again
     (call,) = (tmp_path / 'calls').read_text().splitlines()
     assert call.endswith(
-        'python -u -m sagan_jax.main --config.distributed.coordinator=auto '
-        '--config configs/shapes.py:feat16'
+        f'{sys.executable} -u -m sagan_jax.main --config configs/shapes.py:feat16 '
+        '--config.distributed.coordinator=auto'
     )
 
 
@@ -144,8 +144,8 @@ def test_tpu_pod_restarts_all_hosts(programs, tmp_path):
     assert first == second
     assert first.startswith('compute tpus tpu-vm ssh my-tpu --zone zone-b --worker=all --command')
     assert first.endswith(
-        '-m sagan_jax.main --config.distributed.coordinator=auto --config configs/a\\ b.py '
-        '--workdir /mnt/run'
+        '-m sagan_jax.main --config configs/a\\ b.py --workdir /mnt/run '
+        '--config.distributed.coordinator=auto'
     )
     assert run('tpu_pod.sh', 'my-tpu', env=env).returncode == 2
     refused = run('tpu_pod.sh', 'my-tpu', 'zone-b', '--config', 'a.py', env=env)
@@ -156,15 +156,18 @@ def test_tpu_pod_restarts_all_hosts(programs, tmp_path):
 def test_tpu_pod_ends_only_the_earlier_process_of_its_own_run(programs, tmp_path):
     """This machine is the host: gcloud runs the command, python3 waits for a signal."""
     waits = """
+    [ "$1" != -c ] || exit 0
     echo $$ >> $HERE/started
     trap 'echo $$ >> $HERE/ended; exit 143' TERM
     while true; do sleep 0.05; done
     """
     host = tmp_path / 'host'
     (host / 'sagan_jax').mkdir(parents=True)
+    (host / 'sagan_jax' / 'launch').symlink_to(ROOT / 'launch')
     (host / 'python3').write_text(f'#!/usr/bin/env bash\n{waits}')
     (host / 'python3').chmod(0o755)
-    env = programs(gcloud='HOME=$HERE/host PATH=$HERE/host:$PATH bash -c "${@: -1}" &\nexit 2')
+    there = 'env -u PYTHON -u VIRTUAL_ENV HOME=$HERE/host PATH=$HERE/host:$PATH'
+    env = programs(gcloud=f'{there} bash -c "${{@: -1}}" &\nexit 2')
 
     def processes(name, count):
         path = tmp_path / name
@@ -182,6 +185,38 @@ def test_tpu_pod_ends_only_the_earlier_process_of_its_own_run(programs, tmp_path
     finally:
         for process in started[1:]:
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ('given', 'environments', 'found'),
+    [
+        ({'PYTHON': 'given/python', 'VIRTUAL_ENV': 'active'}, ['active', '.venv'], 'given/python'),
+        ({'VIRTUAL_ENV': 'active'}, ['active', '.venv'], 'active/bin/python'),
+        ({'VIRTUAL_ENV': 'removed'}, ['.venv'], '.venv/bin/python'),
+        ({}, ['.venv'], '.venv/bin/python'),
+        ({}, [], 'python3'),
+    ],
+)
+@pytest.mark.parametrize('status', [0, 1])
+def test_scripts_find_python(tmp_path, given, environments, found, status):
+    """Stand-ins for Python, which are recent enough if the status is 0."""
+    for folder in ['given', 'bin', *(f'{name}/bin' for name in environments)]:
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ('python', 'python3'):
+            (tmp_path / folder / name).write_text(f'#!/bin/sh\nexit {status}\n')
+            (tmp_path / folder / name).chmod(0o755)
+    ended = subprocess.run(
+        ['bash', '-c', f'. {ROOT}/launch/python.sh; echo "$PYTHON"'],
+        cwd=tmp_path,
+        env={'PATH': f'{tmp_path}/bin:/usr/bin:/bin', **given},
+        capture_output=True,
+        text=True,
+    )
+    if status:
+        assert ended.returncode == 2
+        assert f'error: {found} is not Python 3.11 or later' in ended.stderr
+    else:
+        assert ended.stdout == f'{found}\n'
 
 
 def test_multi_gpu_without_gpus_is_refused(programs):
