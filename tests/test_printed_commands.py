@@ -1,6 +1,7 @@
 """Every command that the project prints: parsed by its own program, or run with stand-ins."""
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -339,3 +341,14 @@ def test_one_address():
     for path in [*printed.files(), ROOT / 'pyproject.toml', ROOT / 'CITATION.cff']:
         named |= set(re.findall(r'github(?:\.com)?/([\w.-]+/sagan_jax)\b', path.read_text()))
     assert named == {owner}
+
+
+def test_every_choice_in_the_notebook_is_a_configuration():
+    cells = nbformat.read(ROOT / 'launch' / 'colab_tpu.ipynb', 4).cells
+    (choices,) = re.findall(r"^CONFIG = '.*'  # @param (\[.*\])$", cells[1].source, re.MULTILINE)
+    for choice in json.loads(choices):
+        file, _, variant = choice.partition(':')
+        module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+        model = module.get_config(*filter(None, [variant])).model
+        assert model.generator_attention, 'the notebook draws attention maps'
+        assert model.attention_block == 'self_attention'
