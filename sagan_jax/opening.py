@@ -16,7 +16,7 @@ from sagan_jax.configuration import checks
 from sagan_jax.errors import UserError, printable
 from sagan_jax.evaluation import training_data
 from sagan_jax.evaluation.evaluator import create_evaluator
-from sagan_jax.run import checkpoints, provenance
+from sagan_jax.run import checkpoints, provenance, weights_and_biases
 from sagan_jax.run.entries import Row
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.run.logs import RunLog, SilentLog, Stopwatch
@@ -110,6 +110,7 @@ def open_run(
     config = training_data.resolve(config)
     checks.check_batch(config, jax.device_count())
     state_shapes(config)
+    distributed.on_first(lambda: weights_and_biases.check(config))
     distributed.on_first(lambda: _check_folder(folder))
     distributed.on_first(lambda: provenance.check_trained_here(folder))
     given_again = distributed.on_first(
@@ -131,7 +132,7 @@ def open_run(
     state = _restore_or_begin(config, folder, recent, fresh, given_again)
     step = int(state.step)
     distributed.on_first(lambda: _write_record(folder, config, source, init))
-    log = RunLog(folder, step) if distributed.is_first() else SilentLog()
+    log = RunLog(folder, step, config) if distributed.is_first() else SilentLog()
     classes = sampling.grid_classes(config.dataset.num_classes)
     train_step, batches = _create_step(config, source, step)
     run = Run(
@@ -184,7 +185,7 @@ def _open_checkpoints(
     """Managers of the newest and of the best checkpoints; None where nothing is written."""
     if not distributed.is_first():
         return None, None
-    remove_partial(folder.path, folder.samples, folder.evaluation)
+    remove_partial(folder.path, folder.samples, folder.evaluation, folder.wandb)
     recent = checkpoints.open_manager(folder.checkpoints, config.keep_checkpoints)
     best = checkpoints.open_manager(folder.best, keep=1) if config.evaluate_every else None
     return recent, best
@@ -301,7 +302,7 @@ def _check_folder(folder: RunFolder) -> None:
     """Refuses a folder without a run that holds files which a run would replace."""
     if folder.checkpoint_steps():
         return
-    others = [folder.metrics_jsonl, folder.samples, folder.tensorboard, folder.report]
+    others = [folder.metrics_jsonl, folder.samples, folder.tensorboard, folder.wandb, folder.report]
     try:
         record = read_json(folder.config_json)
         others = [] if isinstance(record, dict) and 'config' in record else [folder.config_json]

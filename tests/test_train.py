@@ -292,6 +292,7 @@ def test_steps_that_do_not_divide_are_refused(pictures, tmp_path):
         ('report.html', 'mine'),
         ('samples/000000.png', 'mine'),
         ('tensorboard/events.out.tfevents.1', 'mine'),
+        ('wandb/run-0123abcd.wandb', 'mine'),
     ],
 )
 def test_files_of_other_programs_are_not_replaced(tmp_path, name, text):

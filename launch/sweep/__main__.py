@@ -70,6 +70,7 @@ FREE_KEYS = (
     'dataset.on_device',
     'evaluation.inception_weights',
     'evaluation.batch_size',
+    'logging.wandb_project',
 )
 
 

@@ -142,6 +142,10 @@ def get_config() -> ml_collections.ConfigDict:
     watch.min_diversity = 1.0  # of samples of one class, on the scale from 0 to 255
     watch.stop = False  # stop the run at a warning
 
+    config.logging = logging = ml_collections.ConfigDict()
+    # The project at Weights & Biases where curves and samples are logged too; None: in none.
+    logging.wandb_project = config_dict.placeholder(str)
+
     config.distributed = distributed = ml_collections.ConfigDict()
     # For several processes: 'auto' (SLURM, TPU pods, MPI), or host:port of process 0 together with
     # the number of processes and the index of this one. '': a single process.

@@ -53,6 +53,10 @@ class RunFolder:
         return self.path / 'tensorboard'
 
     @property
+    def wandb(self) -> Path:
+        return self.path / 'wandb'  # as the package wandb calls it
+
+    @property
     def samples(self) -> Path:
         return self.path / 'samples'
 

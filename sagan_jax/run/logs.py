@@ -1,90 +1,73 @@
-"""What a run writes while it trains: metrics, samples, TensorBoard's events, progress lines."""
+"""What a run writes while it trains: metrics, samples, progress lines."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid, save_png
-from sagan_jax.run import event_file
-from sagan_jax.run.event_file import EventFile
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.system import failures
+from sagan_jax.run.loggers import Logger, MetricsFile, TensorBoard, tolerating_errors
+from sagan_jax.run.weights_and_biases import WeightsAndBiases
 from sagan_jax.system.untrusted import reason
 
 
 class RunLog:
-    """Writes `metrics.jsonl`, `samples/` and `tensorboard/` of a run.
+    """Writes `metrics.jsonl`, `samples/` and what other loggers write of a run.
 
     A run that resumes at `step` removes what a killed run had written about later steps, so that
-    each step is there once. If the disk is full, a warning is printed and training continues:
-    lines of metrics are kept and written later, TensorBoard's events are lost.
+    each step is there once. If the disk is full, a warning is printed and training continues.
+
+    Args:
+      folder: the folder of the run.
+      step: the step at which the run begins or resumes.
+      config: says whether the run is logged outside its folder, too; None for the folder alone.
 
     Raises:
       UserError: if `metrics.jsonl` cannot be opened.
     """
 
-    def __init__(self, folder: RunFolder, step: int):
+    def __init__(
+        self, folder: RunFolder, step: int, config: ml_collections.ConfigDict | None = None
+    ):
+        self._folder = folder
         try:
-            folder.metrics()  # names lines that cannot be read
-            folder.drop_metrics_after(step)
-            self._file = folder.metrics_jsonl.open('ab', buffering=0)
+            self._loggers: list[Logger] = [MetricsFile(folder, step), TensorBoard(folder, step)]
         except OSError as error:
             raise UserError(
                 f'{folder.metrics_jsonl} cannot be written ({reason(error)}): remove what is in '
                 'its place, free disk space, or choose another --workdir.'
             ) from error
-        self._folder = folder
-        self._unwritten = b''
-        self._events: EventFile | None = None
-        # Makes TensorBoard drop what a killed run had written about later steps.
-        self._add(step + 1, event_file.restart())
+        if config and config.logging.wandb_project:
+            self._loggers.append(WeightsAndBiases(folder, config))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of JSON, `{"step": …, name: value, …}`, and a TensorBoard scalar each."""
-        self._unwritten += (json.dumps({'step': step, **values}) + '\n').encode()
-        with tolerating_errors('metrics.jsonl'):
-            while self._unwritten:
-                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-        self._add(step, event_file.scalars(values))
+        """Adds a point at `step` to the curve of each name."""
+        for logger in self._loggers:
+            logger.scalars(step, values)
 
     def samples(self, step: int, images: np.ndarray, columns: int) -> None:
-        """A grid of images, uint8 [n, S, S, 3], in `samples/<step>.png` and in TensorBoard."""
+        """A grid of images, uint8 [n, S, S, 3], in `samples/<step>.png` and beside the curves."""
         grid = image_grid(images, columns)
         self.call('the samples', save_png, self._folder.grid(step), grid)
-        self._add(step, event_file.image('samples', grid))
+        for logger in self._loggers:
+            logger.image(step, 'samples', grid)
 
     def call(self, what: str, write: Callable, *arguments: Any) -> None:
         """Calls `write(*arguments)`; an error of the disk ends in a warning that names `what`."""
         with tolerating_errors(what):
             write(*arguments)
 
-    def _add(self, step: int, content: dict[str, Any]) -> None:
-        # After an error the next event begins a new file, since the last one may be cut short.
-        events, self._events = self._events, None
-        with tolerating_errors('tensorboard/'):
-            events = events or EventFile(self._folder.tensorboard)
-            events.add(step, content)
-            self._events = events
-
     def __enter__(self) -> 'RunLog':
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        if self._events:
-            with contextlib.suppress(OSError):
-                self._events.close()
+    def __exit__(self, *error: object) -> None:
+        for logger in self._loggers:
+            logger.close()
 
 
 class SilentLog:
@@ -143,20 +126,6 @@ class Stopwatch:
             yield
         finally:
             self._since += time.monotonic() - since
-
-
-@contextlib.contextmanager
-def tolerating_errors(what: str) -> Iterator[None]:
-    """Turns an error of the disk into a warning: it costs images and curves, but not the run."""
-    try:
-        yield
-    except UserError as error:
-        print(f'warning        {error} Training continues.')
-    except Exception as error:
-        found = failures.unwritable(error)
-        if found is None:
-            raise
-        print(f'warning        {what} cannot be written ({found}), training continues')
 
 
 def progress(step: int, num_steps: int, values: Mapping[str, float], images_per_step: int) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from sagan_jax.run.logs import tolerating_errors
+from sagan_jax.run.loggers import tolerating_errors
 
 
 class Profile:

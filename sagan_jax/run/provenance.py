@@ -34,7 +34,7 @@ FREE_KEYS = (
     'dataset.revision',
     'dataset.on_device',
 )
-FREE_SECTIONS = ('evaluation.', 'watch.', 'distributed.')
+FREE_SECTIONS = ('evaluation.', 'watch.', 'logging.', 'distributed.')
 
 _CODE = Path(__file__).parents[1]  # all of this package
 

@@ -25,6 +25,7 @@ FREE_TEXT = {
     'distributed.coordinator',
     'evaluation.inception_weights',
     'init.run',
+    'logging.wandb_project',
 }
 
 

@@ -17,7 +17,7 @@ FREE = {
 KEYS = [
     key
     for key in flatten_dict(tiny.config().to_dict(), sep='.')
-    if key.partition('.')[0] not in ('evaluation', 'watch', 'distributed')
+    if key.partition('.')[0] not in ('evaluation', 'watch', 'logging', 'distributed')
 ]
 
 
