@@ -14,7 +14,7 @@ from sagan_jax.configuration import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults.get_config()
-    config.num_train_steps = 3000
+    config.num_train_steps = 3500
     config.batch_size = 32
     config.discriminator_steps = 1
     config.mismatch_weight = 1.0
