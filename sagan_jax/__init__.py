@@ -16,7 +16,10 @@ __version__ = '0.1.0'
 
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = 'newest') -> Model:
-    """Loads the model of a checkpoint: 'newest', 'best' or a step. See `trained.model.load`."""
-    from sagan_jax.trained import model  # imports JAX, which takes seconds
+    """Loads the model of a run's folder, of an exported folder, or of hf://OWNER/NAME on the hub.
 
-    return model.load(workdir, checkpoint)
+    `checkpoint` of a run is 'newest', 'best' or a step. See `trained.loading.load`.
+    """
+    from sagan_jax.trained import loading  # imports JAX, which takes seconds
+
+    return loading.load(workdir, checkpoint)

@@ -45,7 +45,7 @@ MODES = {
     'export': Mode(
         'writes the generator for programs that do not have this package',
         'python -m sagan_jax.main --mode export --workdir runs/quickstart',
-        ('checkpoint', 'output'),
+        ('checkpoint', 'output', 'license'),
     ),
     'serve': Mode(
         'shows the run in a browser',
@@ -103,6 +103,11 @@ _OUTPUT = command_line.checked_path(
         'A folder to write into; for samples also a file that ends in .png or .npz. By default in '
         'the workdir.',
     )
+)
+_LICENSE = flags.DEFINE_string(
+    'license',
+    None,
+    'Licence of the weights for the model card, as the Hugging Face hub names it: apache-2.0.',
 )
 _HOST = flags.DEFINE_string(
     'host',
@@ -198,7 +203,7 @@ def _use_model(mode: str, workdir: Path) -> None:
         if mode == 'export':
             from sagan_jax.trained.export import export
 
-            export(model, workdir, output)
+            export(model, workdir, output, _LICENSE.value)
         else:
             from sagan_jax.trained.sample_files import write_samples
 

@@ -140,12 +140,17 @@ class RunFolder:
         path = self.config_json
         try:
             found = read_json(path)
-            config = self._complete(found)
+            config = complete(found, self.path)
             wrong = wrong_facts(found, max(config.dataset.num_classes, 1))
             if wrong:
                 raise DamagedRecordError(f'{", ".join(wrong)} should be as the run wrote it.')
             return found | {'config': json.loads(config.to_json())}
         except FileNotFoundError as error:
+            if (self.path / 'generator.json').exists():
+                raise DamagedRecordError(
+                    f'{self.path} is an export, which has a generator alone: give the folder of '
+                    'its run, or draw images in Python with sagan_jax.load.'
+                ) from error
             if not self.checkpoint_steps():
                 raise DamagedRecordError(
                     f'There is no run in {self.path}, because {path} cannot be read '
@@ -195,30 +200,6 @@ class RunFolder:
         """
         origin = self.record().get('origin')
         return origin is None or 'discriminator' in origin['networks']
-
-    def _complete(self, record: Any) -> ml_collections.ConfigDict:
-        """A recorded configuration, with the defaults of keys that it lacks."""
-        written = record.get('config') if isinstance(record, dict) else None
-        if not isinstance(written, dict):
-            raise DamagedRecordError('it holds no configuration')
-        unknown = checks.unknown_keys(written)
-        if unknown:
-            version, commit = record.get('version', 'unknown'), record.get('commit') or 'unknown'
-            raise UserError(
-                f'The run in {self.path} was written by another version of this program '
-                f'({version!s:.40}, commit {commit!s:.60}), whose configuration has '
-                f'{", ".join(unknown[:10])}: use that version, or train again.'
-            )
-        config, values = defaults.get_config(), _with_tuples(written)
-        try:
-            checks.check_types(values)
-            config.update(values)
-            checks.check(config)
-        except UserError as error:
-            raise DamagedRecordError(str(error)) from error
-        if resolving.is_open(config):
-            raise DamagedRecordError('the number of classes or the attention is missing')
-        return config
 
     # ---- Metrics. ------------------------------------------------------------------------------
 
@@ -334,6 +315,40 @@ def steps_in(folder: Path, suffix: str = '') -> dict[int, Path]:
 def step_name(step: int, suffix: str = '') -> str:
     """The name of what belongs to a step: a checkpoint, or a file with a suffix."""
     return f'{step:06d}{suffix}' if suffix else str(step)
+
+
+def complete(record: Any, folder: Path) -> ml_collections.ConfigDict:
+    """A recorded configuration, with the defaults of keys that it lacks.
+
+    Args:
+      record: the JSON value that holds it, as 'config'.
+      folder: where the record is.
+
+    Raises:
+      DamagedRecordError: if there is no configuration, or `checks.check` refuses it.
+      UserError: if it has keys that this version does not know.
+    """
+    written = record.get('config') if isinstance(record, dict) else None
+    if not isinstance(written, dict):
+        raise DamagedRecordError('it holds no configuration')
+    unknown = checks.unknown_keys(written)
+    if unknown:
+        version, commit = record.get('version', 'unknown'), record.get('commit') or 'unknown'
+        raise UserError(
+            f'The run in {folder} was written by another version of this program '
+            f'({version!s:.40}, commit {commit!s:.60}), whose configuration has '
+            f'{", ".join(unknown[:10])}: use that version, or train again.'
+        )
+    config, values = defaults.get_config(), _with_tuples(written)
+    try:
+        checks.check_types(values)
+        config.update(values)
+        checks.check(config)
+    except UserError as error:
+        raise DamagedRecordError(str(error)) from error
+    if resolving.is_open(config):
+        raise DamagedRecordError('the number of classes or the attention is missing')
+    return config
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

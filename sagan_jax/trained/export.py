@@ -1,14 +1,13 @@
 """Exports a frozen generator for other programs: `--mode export`."""
 
 import contextlib
+import datetime
 import hashlib
 import json
 import re
 import shutil
-import string
 import uuid
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from sagan_jax import models, sampling
+from sagan_jax import sampling
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation import protocol
 from sagan_jax.images import image_grid, save_png
 from sagan_jax.run.entries import Row
 from sagan_jax.run.folder import RunFolder
@@ -29,18 +27,23 @@ from sagan_jax.system.files import partial_path
 from sagan_jax.system.paths import refuse_file
 from sagan_jax.system.records import versions
 from sagan_jax.system.untrusted import read_json
+from sagan_jax.trained import standalone
+from sagan_jax.trained.card import card
+from sagan_jax.trained.loading import DESCRIPTION, WEIGHTS
 from sagan_jax.trained.model import Model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-
-DESCRIPTION = 'generator.json'
-FILES = ('generator.stablehlo', 'generator.safetensors', DESCRIPTION, 'samples.png', 'README.md')
+FILES = (
+    'generator.stablehlo',
+    WEIGHTS,
+    'generator.py',
+    'samples.png',
+    'README.md',
+    DESCRIPTION,
+)
 
 _ROWS, _COLUMNS = 10, 8  # of samples.png, one class per row
-_MARKUP = ''.join(set(string.punctuation) - set("-,;.'()/+%="))  # which Markdown may read
-_MAX_NAMES = 20  # of classes, in the model card
-# Keys that describe the networks of a converted model.
-_OF_NETWORKS = ('model.', 'batch_norm.epsilon', 'dataset.image_size', 'dataset.num_classes')
+_LICENSE = re.compile('[a-z0-9][a-z0-9.+-]*')
 _PATHS = (
     ('dataset', 'data_dir'),
     ('dataset', 'source_dir'),
@@ -49,12 +52,13 @@ _PATHS = (
 )
 
 
-def export(model: Model, workdir: Path, folder: Path) -> None:
+def export(model: Model, workdir: Path, folder: Path, license: str | None = None) -> None:
     """Writes a generator into a folder, for programs that do not use this package.
 
     `generator.stablehlo` is `program(model)`, including the weights. `generator.safetensors` holds
     the weights and batch statistics of `model.generator` by path, such as 'params/conv/kernel'.
-    `generator.json` describes both. `README.md` is a model card and shows `samples.png`.
+    `generator.json` describes both. `generator.py` computes the same images with NumPy alone.
+    `README.md` is a model card and shows `samples.png`.
 
     The files appear together: the folder is renamed into place when all are written.
 
@@ -62,27 +66,35 @@ def export(model: Model, workdir: Path, folder: Path) -> None:
       model: see `sagan_jax.load`.
       workdir: the run's folder. The card lists its scores of this checkpoint.
       folder: created if it does not exist. An earlier export in it is replaced.
+      license: see `describe`.
 
     Raises:
-      UserError: if the folder holds other files or changed ones, or cannot be written.
+      UserError: if the folder holds other files or changed ones, or cannot be written; or if the
+        licence is not an identifier.
     """
+    if license and not _LICENSE.fullmatch(license):
+        raise UserError(
+            f'--license={license} is not the identifier of a licence: give one of those that '
+            'https://huggingface.co/docs/hub/repositories-licenses lists, such as apache-2.0.'
+        )
     refuse_file(folder)
     _check_folder(folder)
     labels = sampling.grid_classes(model.config.dataset.num_classes, _ROWS)
     images = model.sample_rows(labels, _COLUMNS)
     weights = flatten_dict(jax.tree.map(np.asarray, model.generator), sep='/')
-    scores = RunFolder(workdir).scores(model.step)
-    text = card(model, scores).encode(errors='replace')
+    description = describe(model, RunFolder(workdir).scores(model.step), license)
+    text = card(model, description).encode(errors='replace')
+    functions = Path(standalone.__file__).read_bytes()
     writers = {
         'generator.stablehlo': lambda path: path.write_bytes(program(model).serialize()),
-        'generator.safetensors': lambda path: path.write_bytes(save(weights)),
+        WEIGHTS: lambda path: path.write_bytes(save(weights)),
+        'generator.py': lambda path: path.write_bytes(functions),
         'samples.png': lambda path: save_png(path, image_grid(images, _COLUMNS)),
         'README.md': lambda path: path.write_bytes(text),
     }
     with writing(folder, 'another --output'), _renamed_into_place(folder) as temporary:
         for name, write in writers.items():
             write(temporary / name)
-        description = describe(model, scores)
         record = description | {'files': _hashes(temporary, writers, description)}
         (temporary / DESCRIPTION).write_text(_as_json(record))
     for name in (*writers, DESCRIPTION):
@@ -127,6 +139,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(
             f'{folder} cannot be read as a folder ({error.strerror}): choose another --output.'
         ) from error
+    found = [path for path in found if not _is_bytecode(path)]
     others = [path.name for path in found if path.name not in FILES or not path.is_file()]
     others = others or _changed(folder, [path.name for path in found])
     if others:
@@ -135,6 +148,12 @@ def _check_folder(folder: Path) -> None:
             f'changed since ({", ".join(sorted(others)[:5])}): choose another --output, or remove '
             'them.'
         )
+
+
+def _is_bytecode(path: Path) -> bool:
+    """Whether this is the folder that Python writes when a program imports `generator.py`."""
+    is_cache = path.name == '__pycache__' and path.is_dir()
+    return is_cache and all(each.match('generator.*.pyc') for each in path.iterdir())
 
 
 def _changed(folder: Path, names: list[str]) -> list[str]:
@@ -177,9 +196,19 @@ def program(model: Model) -> jax.export.Exported:
     return jax.export.export(generate, platforms=PLATFORMS)(z, labels)
 
 
-def describe(model: Model, scores: list[Row]) -> dict[str, Any]:
-    """The content of `generator.json`."""
+def describe(model: Model, scores: list[Row], license: str | None = None) -> dict[str, Any]:
+    """The content of `generator.json`.
+
+    Args:
+      model: see `sagan_jax.load`.
+      scores: of its checkpoint.
+      license: of the weights, as the Hugging Face hub names it. By default that of the files from
+        which they were converted, or 'unknown'.
+    """
     config = model.config
+    if model.origin and not license:
+        license = model.origin['licence'].lower()
+        license = license if _LICENSE.fullmatch(license) else 'other'
     size, classes = config.dataset.image_size, len(model.class_names)
     return {
         'inputs': {
@@ -193,64 +222,10 @@ def describe(model: Model, scores: list[Row]) -> dict[str, Any]:
         'checkpoint_sha256': model.sha256,
         'config': _configuration(config),
         'scores': scores,
+        'license': license or 'unknown',
+        'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
         'versions': versions(),
     } | ({'origin': model.origin} if model.origin else {})
-
-
-def card(model: Model, scores: list[Row]) -> str:
-    """The model card, in Markdown."""
-    config, names = model.config, model.class_names
-    classes = ', '.join(f'{label} {_escaped(name)}' for label, name in enumerate(names))
-    if config.model.conditioning == 'none':
-        classes = 'none. The program requires labels, but ignores them'
-    elif len(names) > _MAX_NAMES:
-        classes = f'{len(names):,}, see `generator.json` for their names'
-    values = flatten_dict(_configuration(config), sep='.')
-    if model.origin:  # the other keys are of no training that there was
-        values = {key: values[key] for key in values if key.startswith(_OF_NETWORKS)}
-    return _CARD.format(
-        trained=_converted(model.origin) if model.origin else _trained(model),
-        source=f'with {model.origin["project"]}'
-        if model.origin
-        else f'on {_escaped(config.dataset.name)}',
-        size=config.dataset.image_size,
-        z_dim=config.model.z_dim,
-        num_classes=len(names),
-        classes=classes,
-        step=model.step,
-        jax=metadata.version('jax'),
-        sha256=model.sha256,
-        scores=_score_table(scores),
-        config='\n'.join(f'    {key}={_one_line(value)}' for key, value in values.items()),
-    )
-
-
-def _trained(model: Model) -> str:
-    """How a run was trained, for the card."""
-    config = model.config
-    averaging = f'an average over training with a decay of {config.ema.decay:g}'
-    averaged = config.ema.decay and model.step > config.ema.start_step
-    return _TRAINED.format(
-        data=_escaped(config.dataset.name),
-        step=model.step,
-        batch_size=config.batch_size,
-        updates=config.discriminator_steps,
-        weights=models.count_parameters(model.generator),
-        averaging=averaging if averaged else 'those of this step',
-    )
-
-
-def _converted(origin: dict[str, Any]) -> str:
-    """Where a converted model comes from, for the card."""
-    files = '; '.join(
-        f'{_escaped(file["name"])}, SHA-256 `{file["sha256"]}`' for file in origin['files']
-    )
-    return _CONVERTED.format(
-        project=_escaped(origin['project']),
-        files=files,
-        networks=_escaped(', '.join(origin['networks'])),
-        licence=_escaped(origin['licence']),
-    )
 
 
 def _configuration(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -259,81 +234,3 @@ def _configuration(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for section, key in _PATHS:
         del values[section][key]
     return values
-
-
-_TRAINED = """\
-trained with sagan_jax on the data set
-{data} for {step:,} steps of {batch_size} images (discriminator updates per step:
-{updates}). Its {weights:,} weights are {averaging}."""
-
-_CONVERTED = """\
-trained with {project} and
-converted with sagan_jax from published files ({files}), of which it has the {networks}. Licence of
-the weights: {licence}. The images that it was trained on may have terms of their own."""
-
-_CARD = """\
-# A generator of {size}×{size} images, trained {source}
-
-![Samples, one class per row](samples.png)
-
-The generator of a Self-Attention GAN (Zhang, Goodfellow, Metaxas and Odena, ICML 2019,
-[arXiv:1805.08318](https://arxiv.org/abs/1805.08318)), {trained} Spectral normalisation is
-folded into them, and batch statistics are fixed. The samples are not selected.
-
-Classes: {classes}.
-
-## Use
-
-`pip install jax flatbuffers` with JAX {jax} or later, for a CPU, a CUDA GPU or a TPU:
-
-```python
-from pathlib import Path
-
-import numpy as np
-from jax import export
-
-program = export.deserialize(Path('generator.stablehlo').read_bytes())
-z = np.random.default_rng(0).standard_normal((8, {z_dim}), np.float32)  # any number of rows
-labels = np.arange(8, dtype=np.int32) % {num_classes}
-images = program.call(z, labels)  # float32 [8, {size}, {size}, 3] in [-1, 1]
-pixels = np.round((np.asarray(images) + 1) * 127.5).astype(np.uint8)
-```
-
-| file | content |
-|---|---|
-| `generator.stablehlo` | the program above, with its weights, in the format of `jax.export` |
-| `generator.safetensors` | only the weights and batch statistics, by name |
-| `generator.json` | inputs, outputs, class names, the configuration, all scores |
-
-## Scores
-
-{scores}
-
-## Configuration
-
-SHA-256 of the generator in the checkpoint of step {step}: `{sha256}`.
-
-{config}
-"""
-
-
-def _score_table(scores: list[Row]) -> str:
-    """The scores with their protocols, as a table in Markdown."""
-    if not scores:
-        return 'This checkpoint has not been scored.'
-    lines = ['| score | value | real images | protocol |', '|---|---|---|---|']
-    for row in scores:
-        value = f'{row["value"]:.4g}' + (f' ± {row["std"]:.2g}' if 'std' in row else '')
-        real = f'{row["real_value"]:.4g}' if 'real_value' in row else '–'
-        conditions = _escaped(protocol.main_conditions(row))
-        lines.append(f'| {_escaped(row["name"])} | {value} | {real} | {conditions} |')
-    return '\n'.join(lines)
-
-
-def _escaped(text: str) -> str:
-    """Text from outside as Markdown that shows it in one line, and nothing else."""
-    return re.sub(rf'([{re.escape(_MARKUP)}]|(?<=www)\.)', r'\\\1', _one_line(text))
-
-
-def _one_line(value: Any) -> str:
-    return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(value)).split())

@@ -1,4 +1,4 @@
-"""Loads a trained model, as `sagan_jax.load` returns it."""
+"""A trained model, as `sagan_jax.load` returns it."""
 
 import dataclasses
 import math
@@ -36,13 +36,14 @@ class Model:
     `config.evaluation.batch_size` at a time on each.
 
     Attributes:
-      run: the run's folder.
+      run: the folder of the run or of the export.
       config: of the run.
       class_names: labels are indices into these.
       step: of the checkpoint.
       sha256: of the generator in the checkpoint.
       generator: frozen weights, see `sampling.create_freeze`.
-      discriminator: its variables, as trained; None if it was converted from files without one.
+      discriminator: its variables, as trained; None of an export, or if it was converted from files
+        without one.
       origin: of a converted run, see `conversion.Converted`; None for a run that was trained here.
       networks: the generator and the discriminator as functions.
       programs: the compiled functions that the methods call.
@@ -211,8 +212,8 @@ class Model:
         """
         if self.discriminator is None:
             raise UserError(
-                'This model was converted from published files without a discriminator: convert it '
-                'again with its file.'
+                'This model has no discriminator, because it was exported, or converted from '
+                'published files without one: load the run, or convert it again with its file.'
             )
         return np.concatenate(list(self.programs.discriminate(self.discriminator, images, labels)))
 

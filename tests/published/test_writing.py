@@ -16,7 +16,8 @@ from sagan_jax.metrics import in_domain
 from sagan_jax.published import conversion, writing
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.train import train
-from sagan_jax.trained.export import card, export
+from sagan_jax.trained.card import card
+from sagan_jax.trained.export import describe, export
 from sagan_jax.trained.sample_files import write_samples
 from sagan_jax.viewing import paper_figures, report, serve
 from tests import tiny
@@ -60,7 +61,7 @@ def test_provenance_and_model_card_name_the_origin(workdir, model):
     (path,) = files(FOLDER)
     (file,) = record['origin']['files']
     assert (file['name'], file['bytes']) == (path.name, path.stat().st_size)
-    text = card(model, []).replace('\\', '')  # without Markdown's escapes
+    text = card(model, describe(model, [])).replace('\\', '')  # without Markdown's escapes
     for part in ('trained with mmgeneration', file['sha256'], 'Apache-2.0', 'generator_ema'):
         assert part in text
     assert 'generator_lr' not in text  # of no training that there was
@@ -91,7 +92,7 @@ def test_a_damaged_origin_is_refused_in_one_sentence(workdir, tmp_path, damaged)
 def test_a_model_without_a_discriminator_says_so(tmp_path):
     workdir = write(tmp_path / 'run', files('tiny_studiogan_32')[:1])
     model = sagan_jax.load(workdir)
-    with pytest.raises(UserError, match='without a discriminator'):
+    with pytest.raises(UserError, match='has no discriminator'):
         model.discriminate(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32))
     assert RunFolder(workdir).record()['origin']['networks'] == ['generator']
 
