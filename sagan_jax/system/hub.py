@@ -11,16 +11,18 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sagan_jax.errors import UserError, printable
+from sagan_jax.system import paths
 from sagan_jax.system.download import download, request
 from sagan_jax.system.untrusted import parse_json, reason
 
 _KINDS = {'models': 'model', 'datasets': 'data set'}
+_ADDRESS = re.compile(r'hf://([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?/?', re.ASCII)
 _COMMIT = re.compile('[0-9a-f]{40}')
 _LARGEST = 2**26  # bytes of an answer about a repository
 
@@ -119,6 +121,51 @@ def fetch(repository: Repository, file: str, path: Path, otherwise: str) -> None
     if repository.gated:
         otherwise = f'accept the conditions at {repository.page} with the account of HF_TOKEN'
     download(url, path, accept, otherwise, token=_token())
+
+
+def snapshot(address: str, files: Sequence[str]) -> Path:
+    """Downloads files of a model, once for each commit, and prints the commit.
+
+    Args:
+      address: hf://OWNER/NAME, or hf://OWNER/NAME@REVISION with a commit, a branch or a tag.
+      files: by name.
+
+    Returns:
+      The folder in the cache that holds them. If REVISION is a commit that is there already, the
+      hub is not asked.
+
+    Raises:
+      UserError: as `find` and `fetch`, or if the address or the model is none that has the files.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if not found:
+        raise UserError(
+            f'{address} names no model of the Hugging Face hub: give hf://OWNER/NAME, or '
+            'hf://OWNER/NAME@REVISION.'
+        )
+    name, revision = found[1], found[2] or 'main'
+    if _COMMIT.fullmatch(revision) and not _lacks(_folder(name, revision), files):
+        return _folder(name, revision)
+    repository = find(name, revision)
+    print(f'loading        hf://{name}@{repository.commit}')
+    missing = [file for file in files if file not in repository.files]
+    if missing:
+        raise UserError(
+            f'hf://{name} has no {" and no ".join(missing)}, as an export of this program has: '
+            'check the name.'
+        )
+    folder = _folder(name, repository.commit)
+    for file in _lacks(folder, files):
+        fetch(repository, file, folder / file, 'download the folder and load it')
+    return folder
+
+
+def _folder(name: str, commit: str) -> Path:
+    return paths.cache_folder() / 'hub' / f'{name.replace("/", "--")}@{commit}'
+
+
+def _lacks(folder: Path, files: Sequence[str]) -> list[str]:
+    return [file for file in files if not (folder / file).exists()]
 
 
 def _parsed(name: str, kind: str, content: bytes) -> Repository:

@@ -17,7 +17,7 @@ from sagan_jax.errors import UserError
 from sagan_jax.models import Network, Variables
 from sagan_jax.run.entries import wrong_facts
 from sagan_jax.run.folder import DamagedRecordError, RunFolder, complete
-from sagan_jax.system import model_hub
+from sagan_jax.system import hub
 from sagan_jax.system.untrusted import open_file, read_json, reason
 from sagan_jax.trained import model
 from sagan_jax.trained.model import Model
@@ -44,7 +44,7 @@ def load(source: str | os.PathLike, checkpoint: str | int = 'newest') -> Model:
     """
     text = os.fspath(source)
     if text.startswith('hf:'):
-        return _load_export(model_hub.snapshot(text, (DESCRIPTION, WEIGHTS)), checkpoint)
+        return _load_export(hub.snapshot(text, (DESCRIPTION, WEIGHTS)), checkpoint)
     folder = Path(source)
     if (folder / DESCRIPTION).exists() and not RunFolder(folder).config_json.exists():
         return _load_export(folder, checkpoint)

@@ -3,7 +3,8 @@
 import pytest
 
 from sagan_jax.errors import UserError
-from sagan_jax.system import download, model_hub
+from sagan_jax.system import download
+from sagan_jax.system import hub as on_hub
 from tests import model_hub_server
 from tests.model_hub_server import COMMIT
 
@@ -20,7 +21,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def snapshot(address='hf://me/shapes'):
-    return model_hub.snapshot(address, WANTED)
+    return on_hub.snapshot(address, WANTED)
 
 
 def test_files_are_downloaded_once_for_each_commit(hub, capsys):
