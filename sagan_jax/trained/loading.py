@@ -89,8 +89,8 @@ def _read_description(folder: Path) -> tuple[ml_collections.ConfigDict, dict[str
             raise ValueError(f'{", ".join(wrong)} should be as the export wrote it')
     except (OSError, ValueError, DamagedRecordError) as error:
         raise UserError(
-            f'{path} does not describe an export ({reason(error)}): export the run again, or '
-            'download the export again.'
+            f'{path} does not describe an export ({reason(error).removesuffix(".")}): export the '
+            'run again, or download the export again.'
         ) from error
     config.distributed.coordinator = ''
     return config.lock(), found

@@ -64,15 +64,18 @@ def made_model(overrides, architecture):
 
     shapes = jax.eval_shape(networks[0].init, jax.random.key(0))
     del shapes['spectral_stats']
+    generator = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: made(path[-1].key, leaf), shapes
+    )
+    last = generator['params']['conv']  # most images would be black and white
+    generator['params']['conv'] = {name: 0.2 * value for name, value in last.items()}
     return Model(
         run=None,
         config=config,
         class_names=('a', 'b', 'c'),
         step=0,
         sha256='0' * 64,
-        generator=jax.tree_util.tree_map_with_path(
-            lambda path, leaf: made(path[-1].key, leaf), shapes
-        ),
+        generator=generator,
         discriminator=None,
         origin=None,
         networks=networks,
@@ -113,7 +116,8 @@ def test_images_equal_those_of_the_exported_program(name, tmp_path):
     z, labels = inputs(model)
     images = imported(tmp_path).generate(z, labels)
     assert images.dtype == np.float32
-    assert 0.05 < images.std() < 0.9
+    assert images.std() > 0.05
+    assert (np.abs(images) < 0.99).mean() > 0.3
     np.testing.assert_allclose(images, export.program(model).call(z, labels), atol=1e-5)
 
 
