@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -185,13 +186,14 @@ def program(model: Model) -> jax.export.Exported:
     [-1, 1].
     """
     generator, _ = model.networks
+    frozen = jax.tree.map(jnp.asarray, model.generator)
     (n,) = jax.export.symbolic_shape('n')
     z = jax.ShapeDtypeStruct((n, model.config.model.z_dim), np.float32)
     labels = jax.ShapeDtypeStruct((n,), np.int32)
 
     @jax.jit
     def generate(z, labels):
-        return generator.apply(model.generator, z, labels, train=False)[0]
+        return generator.apply(frozen, z, labels, train=False)[0]
 
     return jax.export.export(generate, platforms=PLATFORMS)(z, labels)
 

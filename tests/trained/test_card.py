@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sagan_jax
@@ -73,6 +73,7 @@ def shown(markdown):
     return text
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(TEXT, LIKELY), min_size=3, max_size=3))
 @example(['<script>alert(1)</script>', '[a](https://b.c) ![d](e) www.f.g', '|\n\n# h\n```'])
 def test_the_card_shows_names_as_they_are(model, names):
@@ -134,6 +135,7 @@ def test_the_hub_is_told_nothing_that_is_not_known(model):
 NUMBERS = st.floats(0, 1e30) | st.integers(0, 10**6) | st.just(1e-7)
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(TEXT, LIKELY, YAML), min_size=4, max_size=4), NUMBERS)
 @example(['"]}\n---\n', ': {', '- &a *a !!python/object', '\ud800\x7f\u2028'], 1e22)
 def test_names_do_not_break_out_of_the_metadata(model, texts, value):

@@ -134,7 +134,7 @@ def test_images_equal_those_of_the_original_tensorflow_graph(tmp_path, monkeypat
     generator = imported(tmp_path)
     weights = {path.partition('/')[2]: np.array(value) for path, value in network.items()}
     for path in [path for path in weights if path.endswith('/u')]:
-        kernel = f'{path[:-1]}kernel'
+        kernel = path.removesuffix('/u')
         matrix = weights[kernel].reshape(-1, weights[kernel].shape[-1])
         v = matrix @ weights[path] / np.linalg.norm(matrix @ weights[path])
         weights[kernel] /= np.linalg.norm(v @ matrix)  # σ after one power iteration
