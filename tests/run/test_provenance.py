@@ -12,7 +12,7 @@ from tests import tiny
 FREE = {
     *('num_train_steps', 'steps_per_call', 'log_every', 'sample_every', 'checkpoint_every'),
     *('keep_checkpoints', 'evaluate_every', 'divergence_restarts', 'dataset.data_dir'),
-    *('dataset.source_dir', 'dataset.on_device', 'deterministic'),
+    *('dataset.source_dir', 'dataset.revision', 'dataset.on_device', 'deterministic'),
 }
 KEYS = [
     key

@@ -209,6 +209,7 @@ def test_offline_runs_of_the_package_itself(tmp_path, config, wandb, capsys):
     log(folder, config)
     time.sleep(1.1)  # the package names its folders after the second
     log(folder, config, step=2, last=4)
+    wandb.teardown()  # the package's service writes its files until it ends
     assert 'warning' not in capsys.readouterr().out
     identity = (folder.wandb / 'run_id').read_text().strip()
     first, second = sorted(folder.wandb.glob(f'offline-run-*/run-{identity}.wandb'))
