@@ -1,10 +1,10 @@
 """A stand-in for the Hugging Face hub, with one repository."""
 
 import hashlib
-import http.server
 import json
-import threading
 from contextlib import contextmanager
+
+from tests.file_server import in_place_of_the_hub, redirect
 
 COMMIT = 'a' * 40
 
@@ -29,40 +29,22 @@ def serving(monkeypatch):
     in place of `describe(hub.files)`.
     """
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            host, token = self.headers['Host'].partition(':')[0], self.headers['Authorization']
-            hub.requests.append((host, self.path, token))
-            if hub.status != 200 or (host == '127.0.0.1' and token != hub.token):
-                return self.answer(hub.status if hub.status != 200 else 401)
-            name = self.path.rpartition('/')[2]
-            if self.path.startswith('/api/models/me/shapes/revision/'):
-                about = describe(hub.files) if hub.answer is None else hub.answer
-                return self.answer(200, json.dumps(about).encode())
-            if self.path.startswith('/stored/'):
-                return self.answer(200, hub.files[name])
-            if not self.path.startswith(f'/me/shapes/resolve/{COMMIT}/'):
-                return self.answer(404)
-            self.send_response(302)
-            self.send_header('Location', f'http://localhost:{hub.server_port}/stored/{name}')
-            self.end_headers()
+    def respond(request):
+        host, token = request.headers['Host'].partition(':')[0], request.headers['Authorization']
+        hub.requests.append((host, request.path, token))
+        if hub.status != 200 or (host == '127.0.0.1' and token != hub.token):
+            return request.answer(hub.status if hub.status != 200 else 401)
+        name = request.path.rpartition('/')[2]
+        if request.path.startswith('/api/models/me/shapes/revision/'):
+            about = describe(hub.files) if hub.answer is None else hub.answer
+            return request.answer(200, json.dumps(about).encode())
+        if request.path.startswith('/stored/'):
+            return request.answer(200, hub.files[name])
+        if not request.path.startswith(f'/me/shapes/resolve/{COMMIT}/'):
+            return request.answer(404)
+        return redirect(hub, request, f'stored/{name}')
 
-        def answer(self, status, content=b''):
-            self.send_response(status)
-            self.send_header('Content-Length', str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as hub:
+    with in_place_of_the_hub(respond, monkeypatch) as hub:
         hub.files, hub.requests = {}, []
         hub.status, hub.token, hub.answer = 200, None, None
-        monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{hub.server_port}/')
-        monkeypatch.delenv('HF_TOKEN', raising=False)
-        thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
         yield hub
-        hub.shutdown()
-        thread.join()

@@ -17,6 +17,13 @@ from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 
+# A score, as `evaluation/7.json` has it.
+ROW = {
+    'name': 'fid10k_train', 'value': 12.3456, 'step': 7, 'num_fake': 10_000, 'num_real': 20_000,
+    'data': 'made/1.0.0', 'split': 'train', 'features': 'inception-2015-12-05',
+    'resize': 'bilinear', 'rounding': 'uint8', 'labels': 'uniform over 3', 'seed': 0,
+}  # fmt: skip
+
 
 def config(**overrides) -> ml_collections.ConfigDict:
     """Networks of a few thousand parameters at 32×32; overrides by dotted name."""

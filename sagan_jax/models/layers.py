@@ -139,8 +139,7 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, 2H, 2W, features]."""
-        kernel = self.param('kernel', xavier_uniform, (3, 3, x.shape[-1], self.features))
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        kernel, bias = _kernel_and_bias(self, 3, x.shape[-1])
         return conv_transpose(x, _four_taps(kernel).astype(self.dtype)) + bias.astype(self.dtype)
 
 
@@ -157,8 +156,7 @@ class DownConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, H/2, W/2, features]."""
-        kernel = self.param('kernel', xavier_uniform, (3, 3, x.shape[-1], self.features))
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        kernel, bias = _kernel_and_bias(self, 3, x.shape[-1])
         kernel = (_four_taps(kernel) / 4).astype(self.dtype)
         return convolve(x, kernel) + bias.astype(self.dtype)
 
@@ -172,8 +170,7 @@ class PooledConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, H/2, W/2, features]."""
-        kernel = self.param('kernel', xavier_uniform, (1, 1, x.shape[-1], self.features))
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        kernel, bias = _kernel_and_bias(self, 1, x.shape[-1])
         return pool_and_project(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
@@ -186,9 +183,15 @@ class UpsampledConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] → [B, 2H, 2W, features]."""
-        kernel = self.param('kernel', xavier_uniform, (1, 1, x.shape[-1], self.features))
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        kernel, bias = _kernel_and_bias(self, 1, x.shape[-1])
         return project_and_upsample(x, kernel.astype(self.dtype), bias.astype(self.dtype))
+
+
+def _kernel_and_bias(layer: nn.Module, size: int, channels: int) -> tuple[jax.Array, jax.Array]:
+    """A layer's kernel, [size, size, channels, features], and its bias, [features]."""
+    shape = (size, size, channels, layer.features)
+    kernel = layer.param('kernel', xavier_uniform, shape)
+    return kernel, layer.param('bias', nn.initializers.zeros, shape[-1:])
 
 
 def _four_taps(kernel: jax.Array) -> jax.Array:

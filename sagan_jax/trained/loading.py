@@ -1,8 +1,9 @@
 """Loads a model from a run, from an export, or from an export on the Hugging Face hub."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _load_export(folder: Path, checkpoint: str | int) -> Model:
 def _read_description(folder: Path) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
     """The configuration in `generator.json`, locked, and the rest of it."""
     path = folder / DESCRIPTION
-    try:
+    with _explained(f'{path} does not describe an export'):
         found = read_json(path)
         config = complete(found, folder)
         wrong = [key for key, kind in _KINDS.items() if not isinstance(found.get(key), kind)]
@@ -87,11 +88,6 @@ def _read_description(folder: Path) -> tuple[ml_collections.ConfigDict, dict[str
             wrong = wrong_facts(facts, max(config.dataset.num_classes, 1))
         if wrong:
             raise ValueError(f'{", ".join(wrong)} should be as the export wrote it')
-    except (OSError, ValueError, DamagedRecordError) as error:
-        raise UserError(
-            f'{path} does not describe an export ({reason(error).removesuffix(".")}): export the '
-            'run again, or download the export again.'
-        ) from error
     config.distributed.coordinator = ''
     return config.lock(), found
 
@@ -99,7 +95,7 @@ def _read_description(folder: Path) -> tuple[ml_collections.ConfigDict, dict[str
 def _read_weights(folder: Path, sha256: Any, generator: Network) -> Variables:
     """The frozen weights in `generator.safetensors`, of this SHA-256, for a generator."""
     path = folder / WEIGHTS
-    try:
+    with _explained(f'The weights in {path} cannot be used'):
         with open_file(path) as file:
             content = file.read()
         if hashlib.sha256(content).hexdigest() != sha256:
@@ -109,12 +105,19 @@ def _read_weights(folder: Path, sha256: Any, generator: Network) -> Variables:
         del expected['spectral_stats']
         if _forms(found) != _forms(flatten_dict(expected, sep='/')):
             raise ValueError(f'it has other arrays than the generator in {DESCRIPTION}')
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f'The weights in {path} cannot be used ({reason(error)}): export the run again, or '
-            'download the export again.'
-        ) from error
     return unflatten_dict(found, sep='/')
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Ends a sentence that begins with `what` if a file of an export cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, DamagedRecordError, SafetensorError) as error:
+        raise UserError(
+            f'{what} ({reason(error).removesuffix(".")}): export the run again, or download the '
+            'export again.'
+        ) from error
 
 
 def _forms(arrays: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:

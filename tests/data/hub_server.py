@@ -1,17 +1,17 @@
 """A stand-in for the Hugging Face hub: repositories with files, in memory."""
 
 import hashlib
-import http.server
 import io
 import json
 import sys
-import threading
 import urllib.parse
 from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from tests.file_server import in_place_of_the_hub, redirect
 
 
 class Repository:
@@ -34,60 +34,39 @@ def serving(monkeypatch):
     and the token of each request.
     """
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            host = self.headers['Host'].partition(':')[0]
-            token = (self.headers['Authorization'] or '').removeprefix('Bearer ')
-            hub.requests.append((host, self.path, token))
-            path = urllib.parse.urlsplit(self.path).path.split('/')[1:]
-            if path[0] == 'files':
-                return self.answer(200, hub.blobs[path[1]][: -hub.cut or None])
-            api = path[:2] == ['api', 'datasets']
-            owner, name, _, revision, *rest = path[2:] if api else path[1:]
-            repository = hub.repositories.get(f'{owner}/{name}')
-            if hub.status != 200:
-                return self.answer(hub.status)
-            if not repository:
-                return self.answer(401, error='RepoNotFound')
-            if repository.gated and token != 'secret' and not api:
-                return self.answer(401, error='GatedRepo')
-            commits = {repository.commit(name): name for name in repository.revisions}
-            revision = urllib.parse.unquote(revision)
-            revision = commits.get(revision, revision)
-            if revision not in repository.revisions:
-                return self.answer(404, error='RevisionNotFound')
-            files = repository.revisions[revision]
-            if api:
-                return self.answer(200, hub.answer or describe(repository, revision).encode())
-            content = files[urllib.parse.unquote('/'.join(rest))]
-            blob = hashlib.sha256(content).hexdigest()
-            hub.blobs[blob] = content
-            self.send_response(302)
-            self.send_header('Location', f'http://localhost:{server.server_port}/files/{blob}')
-            self.end_headers()
+    def respond(request):
+        host = request.headers['Host'].partition(':')[0]
+        token = (request.headers['Authorization'] or '').removeprefix('Bearer ')
+        hub.requests.append((host, request.path, token))
+        path = urllib.parse.urlsplit(request.path).path.split('/')[1:]
+        if path[0] == 'files':
+            return request.answer(200, hub.blobs[path[1]][: -hub.cut or None])
+        api = path[:2] == ['api', 'datasets']
+        owner, name, _, revision, *rest = path[2:] if api else path[1:]
+        repository = hub.repositories.get(f'{owner}/{name}')
+        if hub.status != 200:
+            return request.answer(hub.status)
+        if not repository:
+            return request.answer(401, X_Error_Code='RepoNotFound')
+        if repository.gated and token != 'secret' and not api:
+            return request.answer(401, X_Error_Code='GatedRepo')
+        commits = {repository.commit(name): name for name in repository.revisions}
+        revision = urllib.parse.unquote(revision)
+        revision = commits.get(revision, revision)
+        if revision not in repository.revisions:
+            return request.answer(404, X_Error_Code='RevisionNotFound')
+        files = repository.revisions[revision]
+        if api:
+            return request.answer(200, hub.answer or describe(repository, revision).encode())
+        content = files[urllib.parse.unquote('/'.join(rest))]
+        blob = hashlib.sha256(content).hexdigest()
+        hub.blobs[blob] = content
+        return redirect(hub, request, f'files/{blob}')
 
-        def answer(self, status, content=b'', error=None):
-            self.send_response(status)
-            if error:
-                self.send_header('X-Error-Code', error)
-            self.send_header('Content-Length', str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
-        hub = server
+    with in_place_of_the_hub(respond, monkeypatch) as hub:
         hub.repositories, hub.requests, hub.blobs = {}, [], {}
         hub.status, hub.answer, hub.cut = 200, None, 0
-        monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
-        monkeypatch.delenv('HF_TOKEN', raising=False)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
         yield hub
-        server.shutdown()
-        thread.join()
 
 
 class Without:

@@ -18,23 +18,12 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
-import sagan_jax
 from sagan_jax import models
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.trained import export
-
-ROW = {
-    'name': 'fid10k_train', 'value': 12.3456, 'step': 7, 'num_fake': 10_000, 'num_real': 20_000,
-    'data': 'made/1.0.0', 'split': 'train', 'features': 'inception-2015-12-05',
-    'resize': 'bilinear', 'rounding': 'uint8', 'labels': 'uniform over 3', 'seed': 0,
-}  # fmt: skip
-
-
-@pytest.fixture(scope='module')
-def model(trained_workdir):
-    return sagan_jax.load(trained_workdir)
+from tests.tiny import ROW
 
 
 @pytest.fixture(scope='module')

@@ -24,11 +24,6 @@ class Program:
 
 
 @pytest.fixture(scope='module')
-def model(trained_workdir):
-    return sagan_jax.load(trained_workdir)
-
-
-@pytest.fixture(scope='module')
 def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp('exported') / 'export'
     with pytest.MonkeyPatch.context() as patch:

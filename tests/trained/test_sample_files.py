@@ -14,17 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sagan_jax
 from sagan_jax.errors import UserError
 from sagan_jax.images import image_grid
 from sagan_jax.system.files import locked, partial_path
 from sagan_jax.trained.sample_files import write_samples
 from tests import tiny
-
-
-@pytest.fixture(scope='module')
-def model(trained_workdir):
-    return sagan_jax.load(trained_workdir)
 
 
 def read(path):
