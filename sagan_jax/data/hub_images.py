@@ -129,7 +129,6 @@ def _examples(
     """Raises UserError about all images of the split that cannot be used."""
     # Rows of a parquet file can only be read in order. Their images wait on disk for theirs.
     with tempfile.TemporaryFile(dir=folder) as file:  # without a name: nothing is left
-        images = np.memmap(file, np.uint8, 'w+', shape=(count, size, size, 3))
         labels = np.empty(count, int)
         decoded = preparing.in_threads(functools.partial(_decode, size=size), _rows(paths, columns))
         bar = tqdm(decoded, desc=f'Preparing {split}', total=count, unit=' images')
@@ -138,7 +137,9 @@ def _examples(
             if isinstance(image, UnreadableImage):
                 failed.append(image)
             else:
-                images[index], labels[index] = image, label
+                # Written and not mapped: a full disk ends a process that writes to mapped memory.
+                file.write(image.tobytes())
+                labels[index] = label
         if failed:
             raise unreadable(failed)
         wrong = np.flatnonzero((labels < 0) | (labels >= max(1, len(columns.class_names))))
@@ -148,6 +149,8 @@ def _examples(
                 f'in row {wrong[0]}: choose another data set, or leave out the classes with '
                 '--config.dataset.label_key=.'
             )
+        file.flush()
+        images = np.memmap(file, np.uint8, 'r', shape=(count, size, size, 3))
         for index in preparing.tfds_order(split, count):
             yield index, {'image': np.asarray(images[index]), 'label': int(labels[index])}
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sagan_jax.errors import UserError
+from sagan_jax.system import failures
 from sagan_jax.system.files import atomic_path
+from sagan_jax.system.untrusted import reason
 
 
 def request(url: str, token: str | None = None) -> urllib.request.Request:
@@ -37,7 +39,7 @@ def download(
       token: as for `request`.
 
     Raises:
-      UserError: if the download fails or breaks off.
+      UserError: if the download fails or breaks off, or the disk is full.
     """
     digest, received = hashlib.sha256(), 0
     try:
@@ -56,4 +58,9 @@ def download(
                 raise ConnectionError(f'broke off after {received} of {progress.total} bytes')
             accept(digest.hexdigest())
     except (OSError, http.client.HTTPException) as error:
+        if failures.is_full(error):
+            raise UserError(
+                f'{path} cannot be written ({reason(error)}): free disk space, and give the same '
+                'command again.'
+            ) from error
         raise UserError(f'Cannot download {url} ({error}): try again, or {otherwise}.') from error

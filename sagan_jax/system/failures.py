@@ -64,6 +64,11 @@ def is_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | ValueError) and any(t in str(error) for t in _MEMORY)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a disk is full, or takes no more for another reason."""
+    return _of_system(error, _FULL) is not None
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether a disk or a network failed and may work again: a file that was read may be sound."""
     return _of_system(error, _PASSING) is not None

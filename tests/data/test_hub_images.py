@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -322,6 +323,30 @@ def test_images_that_cannot_be_read_and_missing_classes_are_counted(server, anim
     with pytest.raises(UserError, match=r'train.parquet cannot be read \(.*: remove it, and it is'):
         data.load(animals)
     assert not list(Path(animals.data_dir).rglob('dataset_info.json'))
+
+
+def test_a_full_disk_during_preparation_is_named_and_leaves_nothing(animals, monkeypatch):
+    """A file system that is full cannot be had here: it would end a process that maps to write."""
+    modes = []
+
+    def memmap(file, dtype, mode, **keys):
+        modes.append(mode)
+        return mapped(file, dtype, mode, **keys)
+
+    mapped = np.memmap
+    monkeypatch.setattr(np, 'memmap', memmap)
+    animals.image_size = 128
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # a download; not six images
+    try:
+        with pytest.raises(UserError, match=r'hf cannot be written \(File too large\): ') as e:
+            data.load(animals)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert '--config.dataset.data_dir=FOLDER' in str(e.value)
+    assert not [path for path in Path(animals.data_dir, 'hf').iterdir() if path.name != '.lock']
+    assert len(data.load(animals)) == 6
+    assert set(modes) == {'r'}
 
 
 def test_images_become_squares_as_those_of_a_folder_do(server, dataset, tmp_path):
