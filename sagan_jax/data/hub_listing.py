@@ -11,7 +11,7 @@ from sagan_jax.system import hub
 
 PREFIX = 'hf:'
 
-_NAME = re.compile(r'hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([^/\\]+))?')
+_NAME = re.compile(rf'hf:{hub.NAME}(?:/([^/\\]+))?')
 _CONVERTED = 'refs/convert/parquet'  # where the hub puts what it converted to parquet itself
 _CONVERTED_PATH = re.compile(r'([^/]+)/([^/]+)/\d+\.parquet')  # configuration and split
 
@@ -74,7 +74,7 @@ def find(name: str, revision: str | None) -> Listing:
 def fetch(listing: Listing, file: str, downloads: Path) -> Path:
     """Downloads a file, once. Raises UserError if that fails."""
     repository = listing.repository
-    folder = downloads / 'hf' / f'{repository.name.replace("/", "--")}@{repository.commit}'
+    folder = downloads / 'hf' / hub.folder_name(repository.name, repository.commit)
     path = folder / file.replace('/', '--')
     hub.fetch(repository, file, path, 'check the network')
     return path

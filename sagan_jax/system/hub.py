@@ -22,7 +22,8 @@ from sagan_jax.system.download import download, request
 from sagan_jax.system.untrusted import parse_json, reason
 
 _KINDS = {'models': 'model', 'datasets': 'data set'}
-_ADDRESS = re.compile(r'hf://([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?/?', re.ASCII)
+NAME = r'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)'  # of a repository: OWNER/NAME
+_ADDRESS = re.compile(rf'hf://{NAME}(?:@(\w[\w./-]*))?/?', re.ASCII)
 _COMMIT = re.compile('[0-9a-f]{40}')
 _LARGEST = 2**26  # bytes of an answer about a repository
 
@@ -160,8 +161,13 @@ def snapshot(address: str, files: Sequence[str]) -> Path:
     return folder
 
 
+def folder_name(name: str, commit: str) -> str:
+    """What the folder of files of a repository at a commit is called."""
+    return f'{name.replace("/", "--")}@{commit}'
+
+
 def _folder(name: str, commit: str) -> Path:
-    return paths.cache_folder() / 'hub' / f'{name.replace("/", "--")}@{commit}'
+    return paths.cache_folder() / 'hub' / folder_name(name, commit)
 
 
 def _lacks(folder: Path, files: Sequence[str]) -> list[str]:
