@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from sagan_jax import data, models, sampling, transfer
 from sagan_jax.configuration import checks
+from sagan_jax.configuration.resolving import FEW_IMAGES, FEW_IMAGES_AUGMENTATION
 from sagan_jax.errors import UserError, printable
 from sagan_jax.evaluation import training_data
 from sagan_jax.evaluation.evaluator import create_evaluator
@@ -107,8 +108,8 @@ def open_run(
     if config.deterministic:
         numerics.check_deterministic()
     _check_processes(config)
-    config = training_data.resolve(config)
     checks.check_batch(config, jax.device_count())
+    asked, config = config, training_data.resolve(config)
     state_shapes(config)
     distributed.on_first(lambda: weights_and_biases.check(config))
     distributed.on_first(lambda: _check_folder(folder))
@@ -120,6 +121,8 @@ def open_run(
     summary = data.summary(source, config.seed, per_class=sampling.GRID_COLUMNS)
     fresh = create_state(config)
     _describe(config, source, summary, fresh)
+    if asked.diff_augment == 'auto':
+        _describe_augmentation(config)
     init = None
     if config.init.run and not distributed.on_first(lambda: bool(folder.checkpoint_steps())):
         fresh, init = _begin_with_another(config, fresh, source)
@@ -372,3 +375,15 @@ def _describe(
     ):
         where = f'attention at {", ".join(map(str, attention))}' if attention else 'no attention'
         print(f'{name:<14} {models.count_parameters(variables):,} parameters, {where}')
+
+
+def _describe_augmentation(config: ml_collections.ConfigDict) -> None:
+    """Prints what `diff_augment` has become, and why."""
+    if config.diff_augment:
+        why, instead = f'fewer than {FEW_IMAGES:,} images', "''"
+    else:
+        why, instead = f'{FEW_IMAGES:,} images or more', FEW_IMAGES_AUGMENTATION
+    print(
+        f'diff_augment   {config.diff_augment or "none"}, because there are {why}; otherwise with '
+        f'--config.diff_augment={instead}'
+    )

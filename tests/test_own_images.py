@@ -26,6 +26,7 @@ OPEN = {
     'dataset__num_classes': None,
     'model__generator_attention': None,
     'model__discriminator_attention': None,
+    'diff_augment': 'auto',
 }
 
 
@@ -45,12 +46,17 @@ def test_a_folder_of_photographs_without_any_other_flag(tmp_path):
     assert result.returncode == 0, result.stderr
     assert 'image_folder: 300 images of 64×64 without classes' in result.stdout
     assert 'attention at 16' in result.stdout
+    augmented = (
+        'diff_augment   color,translation,cutout, because there are fewer than 10,000 images'
+    )
+    assert augmented in result.stdout
     assert 'warning' not in result.stdout
     workdir = tmp_path / 'runs' / 'image_folder'
     config = json.loads((workdir / 'config.json').read_text())['config']
     assert config['dataset']['num_classes'] == 1
     assert config['model']['conditioning'] == 'none'
     assert config['model']['generator_attention'] == [16]
+    assert config['diff_augment'] == 'color,translation,cutout'
     assert (workdir / 'report.html').exists()
     assert (workdir / 'samples' / '000002.png').exists()
 
@@ -74,6 +80,7 @@ def test_classes_that_the_folder_has_are_recorded(twelve, capsys):
     found = RunFolder(workdir).config()
     assert (found.dataset.num_classes, found.model.conditioning) == (12, 'projection')
     assert found.model.generator_attention == found.model.discriminator_attention == (12,)
+    assert found.diff_augment == 'color,translation,cutout'
     assert len(RunFolder(workdir).class_names()) == 12
     assert all(np.isfinite(list(line.values())).all() for line in RunFolder(workdir).metrics())
 
@@ -127,7 +134,9 @@ def test_a_record_without_the_number_is_damaged(twelve, tmp_path):
     record = json.loads((workdir / 'config.json').read_text())
     record['config']['dataset']['num_classes'] = None
     (tmp_path / 'config.json').write_text(json.dumps(record))
-    with pytest.raises(UserError, match='the number of classes or the attention is missing'):
+    with pytest.raises(
+        UserError, match='the number of classes, the attention or diff_augment is missing'
+    ):
         RunFolder(tmp_path).config()
 
 

@@ -136,7 +136,12 @@ def _resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
         return data.count_classes(config.dataset)
 
-    return resolving.resolve(config, count_classes)
+    def count_images() -> int:
+        from sagan_jax import data
+
+        return data.count_images(config.dataset)
+
+    return resolving.resolve(config, count_classes, count_images)
 
 
 def _integers(flag: flags.FlagHolder, minimum: int = 1) -> list[int]:

@@ -126,7 +126,7 @@ MIN_PAIRS = 30  # for FID∞, which needs the most of all scores over pairs
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses an invalid configuration before it causes some other error much later.
 
-    What is None, see `resolving.resolve`, is accepted.
+    What is left open, see `resolving.resolve`, is accepted.
 
     Raises:
       UserError: naming the first key that is missing or unknown, that has another type than its
@@ -274,11 +274,11 @@ def _check_schedule(config: ml_collections.ConfigDict) -> None:
 
 def _check_augmentation(config: ml_collections.ConfigDict) -> None:
     policy = config.diff_augment
-    names = policy.split(',') if policy else []
+    names = policy.split(',') if policy not in ('', 'auto') else []
     if len({*names} & {*AUGMENTATIONS}) < len(names):
         raise UserError(
             f'diff_augment={_shown(policy)} should be names from {", ".join(AUGMENTATIONS)}, each '
-            "at most once, with commas and no spaces between, or '' for none."
+            "at most once, with commas and no spaces between, or 'auto', or '' for none."
         )
 
 

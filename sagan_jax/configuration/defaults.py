@@ -36,7 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.mode_seeking_weight = 0.0
     # What the discriminator sees of real and of generated images, against learning few images by
     # heart (DiffAugment: Zhao et al., 2020): 'color', 'translation' and 'cutout', with commas
-    # between, as in 'color,translation,cutout'; '': the images as they are.
+    # between, as in 'color,translation,cutout'; 'auto': these three if there are few images, see
+    # resolving.py; '': the images as they are.
     config.diff_augment = ''
     # Weight of a penalty on the distance of the discriminator's logits of real images from a moving
     # average of those of generated ones, and vice versa (LeCam: Tseng et al., 2021, λ); 0: none.

@@ -1,7 +1,7 @@
 """Images and labels: prepared once, then batches as a function of (seed, step)."""
 
 from sagan_jax.data.inspection import warnings
-from sagan_jax.data.loading import Source, count_classes, load
+from sagan_jax.data.loading import Source, count_classes, count_images, load
 from sagan_jax.data.reading import (
     Summary,
     all_examples,
@@ -18,6 +18,7 @@ __all__ = [
     'all_examples',
     'batches',
     'count_classes',
+    'count_images',
     'identity',
     'index_batches',
     'load',

@@ -147,6 +147,15 @@ def count_classes(dataset: ml_collections.ConfigDict) -> int:
         return len(_class_names(origin.make_builder()) or (dataset.name,))
 
 
+def count_images(dataset: ml_collections.ConfigDict) -> int:
+    """The number of training images of a data set. Raises what `load` raises.
+
+    Those of a folder are counted before they are prepared, those of other data sets afterwards.
+    """
+    listing = _origin(dataset).listing
+    return len(listing.splits['train']) if listing else len(load(dataset))
+
+
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
     """Reports prepared data that are damaged in one sentence; other failures pass."""

@@ -33,7 +33,11 @@ def evaluate(
         if there are too few images for a score.
     """
     run, results = RunFolder(Path(workdir)), {}
-    config = resolving.resolve(config, lambda: distributed.on_first(run.num_classes))
+    config = resolving.resolve(
+        config,
+        lambda: distributed.on_first(run.num_classes),
+        lambda: distributed.on_first(run.num_images),
+    )
     settings = config.evaluation
     with (
         distributed.entered_by_first(lambda: lock.owned(run)) as confirm,

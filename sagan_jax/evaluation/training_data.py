@@ -10,12 +10,15 @@ from sagan_jax.system import distributed
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A checked configuration with the classes of its data, see `resolving.resolve`.
+    """A checked configuration with what it leaves to its data, see `resolving.resolve`.
 
     Raises:
       UserError: if there are no such data, or `checks.check` refuses the result.
     """
-    return resolving.resolve(config, lambda: data.count_classes(config.dataset))
+    dataset = config.dataset
+    return resolving.resolve(
+        config, lambda: data.count_classes(dataset), lambda: data.count_images(dataset)
+    )
 
 
 def load(config: ml_collections.ConfigDict, run: RunFolder) -> data.Source:

@@ -193,6 +193,13 @@ class RunFolder:
         """The number of classes of the run's data. Raises what `record` raises."""
         return int(self.record()['config']['dataset']['num_classes'])
 
+    def num_images(self) -> int:
+        """The number of training images; 0 if the run did not record it.
+
+        Raises what `record` raises.
+        """
+        return int(self.record().get('data', {}).get('count', 0))
+
     def has_discriminator(self) -> bool:
         """Whether there is one: a converted run may be of a generator alone.
 
@@ -347,7 +354,7 @@ def complete(record: Any, folder: Path) -> ml_collections.ConfigDict:
     except UserError as error:
         raise DamagedRecordError(str(error)) from error
     if resolving.is_open(config):
-        raise DamagedRecordError('the number of classes or the attention is missing')
+        raise DamagedRecordError('the number of classes, the attention or diff_augment is missing')
     return config
 
 

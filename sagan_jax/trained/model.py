@@ -267,7 +267,7 @@ def create_loader(
     run = RunFolder(Path(workdir))
     config, class_names = config or run.config(), run.class_names()
     checks.check(config)
-    config = resolving.resolve(config, run.num_classes)
+    config = resolving.resolve(config, run.num_classes, run.num_images)
     origin, has_discriminator = run.record().get('origin'), run.has_discriminator()
     networks, freeze = models.create(config), sampling.create_freeze(config)
     programs = create_programs(config, *networks)

@@ -69,7 +69,7 @@ def illustrate(
         without attention, and if another process uses the folder.
     """
     run, written = RunFolder(Path(workdir)), []
-    config = resolving.resolve(config, run.num_classes)
+    config = resolving.resolve(config, run.num_classes, run.num_images)
     kinds = _chosen_kinds(config, kinds)
     _check_points(points, config.dataset.image_size)
     with lock.owned(run) as confirm:

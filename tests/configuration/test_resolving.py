@@ -14,7 +14,7 @@ def never():
 def test_nothing_open_changes_nothing():
     config = tiny.config().lock()
     assert not resolving.is_open(config)
-    assert resolving.resolve(config, never) is config
+    assert resolving.resolve(config, never, never) is config
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_nothing_open_changes_nothing():
 def test_classes_of_the_data(classes, conditioning, expected):
     config = tiny.config(dataset__num_classes=None, model__conditioning=conditioning).lock()
     checks.check(config)
-    found = resolving.resolve(config, lambda: classes)
+    found = resolving.resolve(config, lambda: classes, never)
     assert (found.dataset.num_classes, found.model.conditioning) == (classes, expected)
     assert not resolving.is_open(found)
     checks.check(found)
@@ -49,25 +49,49 @@ def test_classes_of_the_data(classes, conditioning, expected):
 
 def test_one_class_that_was_asked_for_keeps_its_conditioning():
     config = tiny.config(dataset__num_classes=1, model__generator_attention=None)
-    assert resolving.resolve(config, never).model.conditioning == 'projection'
+    assert resolving.resolve(config, never, never).model.conditioning == 'projection'
 
 
 def test_what_the_classes_make_impossible_is_refused():
     config = tiny.config(dataset__num_classes=None, mismatch_weight=1.0)
     checks.check(config)
-    assert resolving.resolve(config, lambda: 2).model.conditioning == 'projection'
+    assert resolving.resolve(config, lambda: 2, never).model.conditioning == 'projection'
     with pytest.raises(UserError, match=r'^mismatch_weight=1.0 needs '):
-        resolving.resolve(config, lambda: 1)
+        resolving.resolve(config, lambda: 1, never)
 
 
 @pytest.mark.parametrize(('size', 'expected'), [(32, (16,)), (64, (16,)), (48, (12,)), (96, (12,))])
 def test_usual_attention(size, expected):
     config = defaults.get_config()
     config.dataset.image_size = size
-    found = resolving.resolve(config, lambda: 10)
+    found = resolving.resolve(config, lambda: 10, never)
     assert found.model.generator_attention == found.model.discriminator_attention == expected
     config.model.generator_attention = ()
-    found = resolving.resolve(config, lambda: 10)
+    found = resolving.resolve(config, lambda: 10, never)
     assert (found.model.generator_attention, found.model.discriminator_attention) == ((), expected)
     config.model.update(architecture='dcgan', conditioning='none')
-    assert resolving.resolve(config, lambda: 10).model.discriminator_attention == ()
+    assert resolving.resolve(config, lambda: 10, never).model.discriminator_attention == ()
+
+
+@pytest.mark.parametrize(
+    ('images', 'expected'),
+    [
+        (0, 'color,translation,cutout'),
+        (9_999, 'color,translation,cutout'),
+        (10_000, ''),
+        (10**6, ''),
+    ],
+)
+def test_few_images_are_augmented(images, expected):
+    config = tiny.config(diff_augment='auto').lock()
+    checks.check(config)
+    assert resolving.is_open(config)
+    found = resolving.resolve(config, never, lambda: images)
+    assert found.diff_augment == expected
+    assert not resolving.is_open(found)
+
+
+@pytest.mark.parametrize('chosen', ['', 'color'])
+def test_an_augmentation_that_was_chosen_stays(chosen):
+    config = tiny.config(diff_augment=chosen, dataset__num_classes=None)
+    assert resolving.resolve(config, lambda: 2, never).diff_augment == chosen

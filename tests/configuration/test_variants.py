@@ -73,7 +73,7 @@ def test_every_file_has_every_key(name):
     ('name', 'variant'), [(name, None) for name in ('quickstart', 'image_folder')] + ALL
 )
 def test_the_networks_of_every_variant_can_be_built(name, variant):
-    config = resolving.resolve(load(name, *filter(None, [variant])), lambda: 10)
+    config = resolving.resolve(load(name, *filter(None, [variant])), lambda: 10, lambda: 10**6)
     for network in models.create(config):
         variables = jax.eval_shape(network.init, jax.random.key(0))
         assert models.count_parameters(variables) > 50_000

@@ -258,7 +258,7 @@ DECIDED = json.dumps(
          'model.generator_attention=a list should be a tuple of integers'),
         ('{"config": {"dataset": {"image_size": 1048576}}}',
          'There are no networks for dataset.image_size=1048576: set'),
-        ('{"config": {}}', 'the number of classes or the attention is missing'),
+        ('{"config": {}}', 'the number of classes, the attention or diff_augment is missing'),
         (f'{{"config": {DECIDED}, "data": {{"class_names": ["a"]}}}}',
          'data.class_names should be as'),
         (f'{{"config": {DECIDED}, "versions": 7, "data": {{"count": "x"}}}}',
