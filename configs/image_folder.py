@@ -1,12 +1,14 @@
-"""Your own images: a folder of JPEG or PNG files, or one folder of these per class.
+"""Your own images: a folder of JPEG or PNG files, one such folder per class, or an archive.
 
   python -m sagan_jax.main --config configs/image_folder.py --config.dataset.source_dir=IMAGES
 
 The files are IMAGES/1.jpg, IMAGES/2.png, …, which are trained without classes, or IMAGES/cat/1.jpg,
 IMAGES/dog/2.png, …, or either below IMAGES/train and IMAGES/test (Train, valid and the like work
-too). WebP, GIF, BMP, TIFF, PPM, TGA and AVIF are read as well. On first use the images are cropped
-to their centre, resized to `dataset.image_size` (24, 32, 48, 64, 96, … 1024) and stored beside the
-other data sets of TFDS. --config.model.conditioning=none trains without the classes of a folder.
+too). IMAGES may also be a zip or tar of such a folder, as tiny-imagenet-200.zip is, and is not
+unpacked; a compressed tar is read as a whole at each start. WebP, GIF, BMP, TIFF, PPM, TGA and AVIF
+are read as well. On first use the images are cropped to their centre, resized to
+`dataset.image_size` (24, 32, 48, 64, 96, … 1024) and stored beside the other data sets of TFDS.
+--config.model.conditioning=none trains without the classes of a folder.
 --config.dataset.name=hf:OWNER/NAME takes the images of the Hugging Face hub instead.
 
 A discriminator learns few images by heart. If there are fewer than 10,000, it therefore sees them

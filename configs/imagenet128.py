@@ -4,8 +4,10 @@
       --config.dataset.source_dir=IMAGENET
 
 IMAGENET/train has the 1,000 class folders of ILSVRC 2012, and so has IMAGENET/val, which is
-optional. --config.dataset.name=hf:ILSVRC/imagenet-1k takes the copy on the Hugging Face hub
-instead, with HF_TOKEN of an account that has accepted its conditions.
+optional. With --config.dataset.name=imagenet2012, IMAGENET has ILSVRC2012_img_train.tar and
+ILSVRC2012_img_val.tar instead, which are not unpacked; the second is optional. The images and their
+order are the same. --config.dataset.name=hf:ILSVRC/imagenet-1k takes the copy on the Hugging Face
+hub, with HF_TOKEN of an account that has accepted its conditions.
 
 sagan_jax/configuration/variants.py defines the variants: those of Table 1 (`no_attention`, `feat8`
 … `feat64`, `residual8` … `residual64`), of Table 2 (`acgan`, `sngan_projection`) and of Figure 3

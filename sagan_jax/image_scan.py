@@ -7,12 +7,13 @@ followed. Hidden entries, and what archives and systems add, are ignored.
 import os
 import stat
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 from sagan_jax.errors import UserError, printable
 from sagan_jax.images import SUFFIXES
+from sagan_jax.system.untrusted import open_file
 
 NAMED = 10  # entries of one kind that are named; the others are only counted
 
@@ -30,22 +31,39 @@ class PassedOver(NamedTuple):
     remark: str = ''
 
 
+class Storage(NamedTuple):
+    """What holds folders: a disk or an archive."""
+
+    contents: Callable[[Path], 'Contents']  # lists a folder
+    open: Callable[[Path], IO[bytes]]  # a file, for reading
+
+
+class Entry(Protocol):
+    """An image, such as an `os.DirEntry`."""
+
+    @property
+    def path(self) -> str: ...
+
+    def stat(self) -> os.stat_result: ...
+
+
 class Contents(NamedTuple):
     """The entries of one folder, sorted by name."""
 
     path: Path
-    images: tuple[os.DirEntry[str], ...]
+    images: tuple[Entry, ...]
     folders: tuple[Path, ...]
     others: tuple[PassedOver, ...]
+    storage: Storage
 
 
 def contents(folder: Path) -> Contents:
-    """Lists one folder. Raises UserError if it cannot be read."""
+    """Lists a folder on disk. Raises UserError if it cannot be read."""
     images: list[os.DirEntry[str]] = []
     folders: list[Path] = []
     others: list[PassedOver] = []
     for entry in _entries(folder):
-        if entry.name.startswith('.') or entry.name.lower() in _IGNORED:
+        if ignored(entry.name):
             continue
         try:
             mode = entry.stat().st_mode
@@ -57,14 +75,27 @@ def contents(folder: Path) -> Contents:
             folders.append(Path(entry.path))
         elif not stat.S_ISREG(mode):
             others.append(PassedOver('special files', Path(entry.path)))
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+        elif is_image(entry.name):
             images.append(entry)
         else:
             others.append(PassedOver('files that are not images', Path(entry.path)))
-    return Contents(folder, tuple(images), tuple(folders), tuple(others))
+    return Contents(folder, tuple(images), tuple(folders), tuple(others), DISK)
 
 
-def images_below(folder: Path) -> tuple[list[Path], list[PassedOver]]:
+DISK = Storage(contents, open_file)
+
+
+def ignored(name: str) -> bool:
+    """Whether an entry is hidden, or one that archives and systems add."""
+    return name.startswith('.') or name.lower() in _IGNORED
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def images_below(folder: Path, storage: Storage = DISK) -> tuple[list[Path], list[PassedOver]]:
     """All images in a folder and its subfolders, in no particular order, and what is passed over.
 
     Reads each folder once, however many links lead to it. Raises UserError if a folder cannot be
@@ -81,7 +112,7 @@ def images_below(folder: Path) -> tuple[list[Path], list[PassedOver]]:
             passed_over.append(PassedOver('links to folders that are read already', path))
             continue
         seen.add(real)
-        here = contents(path)
+        here = storage.contents(path)
         found += [Path(entry.path) for entry in here.images]
         passed_over += here.others
         for inner in here.folders:

@@ -27,6 +27,8 @@ SUFFIXES = frozenset(
     suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS
 )
 
+Opener = Callable[[Path], IO[bytes]]
+
 
 def open_image(file: str | os.PathLike | IO[bytes]) -> Image.Image:
     """Opens an image of one of the `FORMATS`. The only place where images are opened.
@@ -68,9 +70,9 @@ def read(path: str | os.PathLike) -> np.ndarray:
     return _read(path, upright_rgb)
 
 
-def read_square(path: str | os.PathLike, size: int) -> np.ndarray:
+def read_square(path: str | os.PathLike, size: int, opened: Opener = open_file) -> np.ndarray:
     """Decodes an image file as uint8 RGB [size, size, 3], see `square`. Raises as `read` does."""
-    return _read(path, lambda image: square(image, size))
+    return _read(path, lambda image: square(image, size), opened)
 
 
 def decode_square(content: bytes, name: str, size: int) -> np.ndarray:
@@ -82,13 +84,13 @@ def decode_square(content: bytes, name: str, size: int) -> np.ndarray:
         raise UnreadableImage(name, _reason(error, empty=not content)) from error
 
 
-def aspect_ratio(path: str | os.PathLike) -> float | None:
+def aspect_ratio(path: str | os.PathLike, opened: Opener = open_file) -> float | None:
     """Width / height of an image as it stands upright, without decoding it.
 
     None if that cannot be read.
     """
     try:
-        with open_file(Path(path)) as file, open_image(file) as image:
+        with opened(Path(path)) as file, open_image(file) as image:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
     except Exception as error:  # what Pillow raises on a damaged file depends on the format
@@ -98,14 +100,21 @@ def aspect_ratio(path: str | os.PathLike) -> float | None:
     return height / width if turned else width / height
 
 
-def _read(path: str | os.PathLike, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+def _read(
+    path: str | os.PathLike,
+    convert: Callable[[Image.Image], Image.Image],
+    opened: Opener = open_file,
+) -> np.ndarray:
+    empty = False
     try:
-        with open_file(Path(path)) as file, open_image(file) as image:
-            return np.asarray(convert(image))
+        with opened(Path(path)) as file:
+            empty = not file.read(1)
+            file.seek(0)
+            with open_image(file) as image:
+                return np.asarray(convert(image))
     except Exception as error:  # what Pillow raises on a damaged file depends on the format
         if failures.is_passing(error):
             raise
-        empty = os.path.exists(path) and not os.path.getsize(path)
         raise UnreadableImage(path, _reason(error, empty)) from error
 
 

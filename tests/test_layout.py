@@ -23,7 +23,7 @@ SAGAN_JAX = {
     'configuration': 'losses augmentation models',
     'system': 'configuration',
     'images': 'system',
-    'image_scan': 'images',
+    'image_scan': 'system images',
     'figures': 'system',
     'models': 'spectral_norm',
     'data': 'streams system images image_scan',

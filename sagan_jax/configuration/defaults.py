@@ -48,11 +48,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.r1_every = 16  # steps between updates by R1, each this much stronger
 
     config.dataset = dataset = ml_collections.ConfigDict()
-    # 'shapes', 'image_folder', 'cifar10', 'hf:OWNER/NAME' or 'hf:OWNER/NAME/CONFIG' of the Hugging
-    # Face hub, or the name of a TFDS data set.
+    # 'shapes', 'image_folder', 'cifar10', 'imagenet2012', 'hf:OWNER/NAME' or 'hf:OWNER/NAME/CONFIG'
+    # of the Hugging Face hub, or the name of a TFDS data set.
     dataset.name = 'shapes'
     dataset.data_dir = config_dict.placeholder(str)  # prepared data; default: the folder of TFDS
-    # image_folder: the folder of images. cifar10: the archive, instead of a download.
+    # image_folder: the folder of images, or its zip or tar. cifar10: the archive, instead of a
+    # download. imagenet2012: the folder of the two tars.
     dataset.source_dir = config_dict.placeholder(str)
     # Of the hub: the commit; default: the newest one when the data are prepared.
     dataset.revision = config_dict.placeholder(str)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from sagan_jax.data import preparing
+from sagan_jax.data import from_tfds, preparing
 from sagan_jax.data.preparing import Shard
 from sagan_jax.errors import UserError
 from sagan_jax.system.download import download
@@ -82,8 +82,8 @@ def builder(source: str | None, downloads: Path, data_dir: str | None) -> tfds.c
       downloads: the folder to download to.
       data_dir: the folder of prepared data.
     """
-    of_tfds = tfds.builder(Cifar10.name, data_dir=data_dir)
-    if of_tfds.is_prepared() and of_tfds.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    of_tfds = from_tfds.already_prepared(Cifar10.name, data_dir)
+    if of_tfds:
         return of_tfds
     given = Path(source).expanduser() if source else None
     config = Cifar10Config(name='archive', given=given, downloads=downloads)

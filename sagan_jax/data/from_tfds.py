@@ -31,6 +31,13 @@ def find(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         ) from error
 
 
+def already_prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder | None:
+    """TFDS's own builder of a data set, if it has been prepared so that it can be read here."""
+    builder = tfds.builder(name, data_dir=data_dir)
+    readable = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+    return builder if builder.is_prepared() and readable else None
+
+
 def prepared(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
     """Prepares a data set as TFDS does. Raises UserError if that fails."""
     builder = make_builder()

@@ -22,6 +22,7 @@ from sagan_jax.data import (
     from_tfds,
     hub_listing,
     image_folder,
+    imagenet2012,
     preparing,
     stored,
 )
@@ -78,8 +79,9 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
 
     Args:
       dataset: the configuration's `dataset`. Reads `name`, `data_dir`, `source_dir`, `image_size`
-        and `num_classes`. `name` is 'shapes', 'image_folder' (the folder `source_dir`), 'cifar10'
-        (the archive `source_dir`, or a download), 'hf:OWNER/NAME' of the Hugging Face hub (with
+        and `num_classes`. `name` is 'shapes', 'image_folder' (the folder or archive `source_dir`),
+        'cifar10' (the archive `source_dir`, or a download), 'imagenet2012' (the folder `source_dir`
+        of its tars), 'hf:OWNER/NAME' of the Hugging Face hub (with
         `revision`, `image_key` and `label_key`), or a TFDS data set with images under 'image' and
         classes under 'label'. Labels may be missing if `num_classes` is 0, 1 or None; then all are
         0. With None any number is accepted.
@@ -126,15 +128,15 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         folder=Path(builder.data_dir),
         content=content,
         passed_over=tuple(describe(listing.passed_over, listing.folder)) if listing else (),
-        aspects=_aspects(listing.splits.get(split, [])) if listing else (),
+        aspects=_aspects(listing, split) if listing else (),
     )
 
 
 def _full_name(
     dataset: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder, content: stored.Content
 ) -> str:
-    if dataset.name == 'image_folder':
-        return image_folder.full_name(dataset.image_size, content.sha256)
+    if isinstance(builder, image_folder.FolderOfImages):
+        return image_folder.full_name(builder, content.sha256)
     if dataset.name.startswith(hub_listing.PREFIX):
         return builder.info.description  # with the revision
     return builder.info.full_name
@@ -190,6 +192,11 @@ def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
             cifar10.builder, dataset.source_dir, downloads, data_dir=data_dir
         )
         return _Origin(title, create)
+    if name == 'imagenet2012':
+        create = functools.partial(
+            imagenet2012.builder, dataset.source_dir, dataset.image_size, data_dir=data_dir
+        )
+        return _Origin(title, create)
     if name.startswith(hub_listing.PREFIX):
         from sagan_jax.data import hub_images  # loads pyarrow, which nothing else needs
 
@@ -205,7 +212,7 @@ def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
     if name != 'image_folder':
         return _Origin(title, functools.partial(from_tfds.find, name, data_dir), from_tfds.prepared)
     listing = class_folders.scan(dataset.source_dir)
-    title = f'The folder {listing.folder}'
+    title = f'The {"archive" if listing.archive else "folder"} {listing.folder}'
     if listing.flat and (dataset.num_classes or 0) > 1:
         raise UserError(
             f'{title} has images but no class folders: put the images of each class into a '
@@ -215,10 +222,13 @@ def _origin(dataset: ml_collections.ConfigDict) -> _Origin:
     return _Origin(title, create, listing=listing)
 
 
-def _aspects(images: class_folders.Images) -> tuple[float, ...]:
+def _aspects(listing: class_folders.Listing, split: str) -> tuple[float, ...]:
     """Width / height of evenly spaced files, without decoding them. Leaves out unreadable ones."""
+    if listing.archive and listing.archive.sequential:
+        return ()  # each would be read from the beginning
+    images = listing.splits.get(split, [])
     indices = np.unique(np.linspace(0, len(images) - 1, min(_MEASURED, len(images))).astype(int))
-    found = (aspect_ratio(images[index][0]) for index in indices)
+    found = (aspect_ratio(images[index][0], listing.storage.open) for index in indices)
     return tuple(ratio for ratio in found if ratio)
 
 
