@@ -190,6 +190,10 @@ def test_annotations_that_are_damaged_are_refused(tmp_path, lines, message):
 def test_of_files_with_one_name_the_last_counts(dataset, tmp_path):
     path = tmp_path / 'own.tar'
     with tarfile.open(path, 'w') as tar:
+        tar.addfile(tarfile.TarInfo('b.png'))
+        link = tarfile.TarInfo('b.png')
+        link.type, link.linkname = tarfile.SYMTYPE, 'a.png'
+        tar.addfile(link)
         for content in (b'no image', png(1)):
             info = tarfile.TarInfo('a.png')
             info.size = len(content)
@@ -302,6 +306,19 @@ def test_an_archive_that_was_cut_is_refused(tmp_path_factory, kind, share):
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r'^The archive .* cannot be read \(.*\): replace it by'):
         scan(path)
+
+
+def test_a_tar_that_was_cut_between_two_files_is_refused(tmp_path):
+    """Where `tarfile` sees no damage."""
+    path = pack(write(tmp_path / 'own', IMAGES), 'tar')
+    content = path.read_bytes()
+    with tarfile.open(path) as tar:
+        ends = [member.offset for member in tar][1:] + [tar.offset]
+    for end in ends:
+        for rest in (b'', bytes(100), b'!' * 512):
+            path.write_bytes(content[:end] + rest)
+            with pytest.raises(UserError, match=r'cannot be read \(it is damaged or incomplete\)'):
+                scan(path)
 
 
 @settings(max_examples=30, deadline=None)
