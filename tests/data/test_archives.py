@@ -313,7 +313,7 @@ def test_a_tar_that_was_cut_between_two_files_is_refused(tmp_path):
     path = pack(write(tmp_path / 'own', IMAGES), 'tar')
     content = path.read_bytes()
     with tarfile.open(path) as tar:
-        ends = [member.offset for member in tar][1:] + [tar.offset]
+        ends = [*[member.offset for member in tar][1:], tar.offset]
     for end in ends:
         for rest in (b'', bytes(100), b'!' * 512):
             path.write_bytes(content[:end] + rest)
