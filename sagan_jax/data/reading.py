@@ -115,7 +115,8 @@ def summary(source: Source, seed: int, per_class: int, num_images: int = 2000) -
 def identity(source: Source) -> dict[str, Any]:
     """What a run records of its training data: JSON values that identify all examples.
 
-    The name is for people. The other values are the same wherever the examples come from.
+    The name is for people. The other values are the same wherever the examples come from, except
+    `sha256_as_stored`, which is there to be compared with records of older versions.
     """
     return {
         'name': source.name,
@@ -123,6 +124,7 @@ def identity(source: Source) -> dict[str, Any]:
         'class_names': list(source.class_names),
         'sha256': source.content.sha256,
         'sha256_in_any_order': source.content.sha256_in_any_order,
+        'sha256_as_stored': source.content.sha256_as_stored,
         'sha256_of_some': _sha256_of_some(source),
     }
 

@@ -1,11 +1,12 @@
 """Prepared examples as they are stored: how one is read, and what identifies all of them.
 
 A data set is identified by a hash over all of its examples, wherever and whenever they were
-prepared. The hash is computed once and kept beside them. The sizes and times of their files only
-say whether it has to be computed again.
+prepared, and whether as pixels or as PNG. The hash is computed once and kept beside them. The sizes
+and times of their files only say whether it has to be computed again.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from sagan_jax.errors import UserError
+from sagan_jax.images import open_image, upright_rgb
 from sagan_jax.system import failures
 from sagan_jax.system.files import atomic_path, stamp
 from sagan_jax.system.untrusted import read_json
@@ -30,8 +33,9 @@ _CHUNK = 256  # examples that a thread reads at a time
 class Content(NamedTuple):
     """What one pass over the examples of a split finds. The hashes identify them."""
 
-    sha256: str  # over all examples in the order in which they are stored
+    sha256: str  # over all images and labels in the order in which they are stored
     sha256_in_any_order: str
+    sha256_as_stored: str  # of bytes as they are stored, which older versions recorded
     label_counts: list[int]  # of the classes, up to the last that has examples
     copies: int  # examples that are equal to an earlier one
 
@@ -60,7 +64,9 @@ def content(
 ) -> Content:
     """Reads what identifies a split, or computes it over all examples and stores it beside them.
 
-    An example counts with its bytes as they are stored, decoded or not, and its label.
+    An example counts with its image and its label. The image is its pixels, whether it is stored as
+    they are or as a PNG, which gives back the same. Another encoded image is its bytes, because its
+    pixels depend on the decoder.
 
     Args:
       builder: of a prepared data set.
@@ -83,10 +89,16 @@ def content(
         pass  # not computed yet, or damaged
     name = f'{builder.info.full_name}, {split},'
 
-    def digest(index: int) -> tuple[bytes, int]:
-        example = read(examples, index, name, folder)
+    with_pixels = grain.MapDataset.source(examples).map(
+        lambda e: e | {'pixels': _pixels(e['image'])}
+    )
+
+    def digest(index: int) -> _Digest:
+        example = read(with_pixels, index, name, folder)
         label = int(example['label']) if labelled else 0
-        return _digest(example['image'], label), label
+        return _Digest(
+            _digest(example['pixels'], label), _digest(example['image'], label), max(label, 0)
+        )
 
     found = _compute(digest, len(examples))
     try:
@@ -97,20 +109,40 @@ def content(
     return found
 
 
-def _compute(digest: Callable[[int], tuple[bytes, int]], count: int) -> Content:
-    """The content of examples from the digest and the label of each."""
+class _Digest(NamedTuple):
+    """Of an example."""
 
-    def digests_from(start: int) -> list[tuple[bytes, int]]:
+    sha256: bytes
+    as_stored: bytes
+    label: int
+
+
+def _compute(digest: Callable[[int], _Digest], count: int) -> Content:
+    """The content of examples from the digest of each."""
+
+    def digests_from(start: int) -> list[_Digest]:
         return [digest(index) for index in range(start, min(start + _CHUNK, count))]
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         chunks = pool.map(digests_from, range(0, count, _CHUNK))
         total = -(-count // _CHUNK)
         bar = tqdm(chunks, desc='Hashing', total=total, delay=2)  # silent for small data sets
-        found = [pair for chunk in bar for pair in chunk]
-    digests, labels = [digest for digest, _ in found], [max(label, 0) for _, label in found]
-    counts = np.bincount(labels).tolist() if labels else []
-    return Content(_joined(digests), _joined(sorted(digests)), counts, count - len({*digests}))
+        found = [each for chunk in bar for each in chunk]
+    digests = [each.sha256 for each in found]
+    return Content(
+        sha256=_joined(digests),
+        sha256_in_any_order=_joined(sorted(digests)),
+        sha256_as_stored=_joined([each.as_stored for each in found]),
+        label_counts=np.bincount([each.label for each in found]).tolist() if found else [],
+        copies=count - len({*digests}),
+    )
+
+
+def _pixels(image: bytes | np.ndarray) -> bytes | np.ndarray:
+    """The pixels of an image, uint8 [H, W, 3], if it is stored as they are or as a PNG."""
+    if isinstance(image, bytes) and image.startswith(b'\x89PNG'):
+        return np.asarray(upright_rgb(open_image(io.BytesIO(image))))
+    return image
 
 
 def _digest(image: bytes | np.ndarray, label: int) -> bytes:

@@ -156,9 +156,12 @@ def check_data(run: RunFolder, found: dict[str, Any]) -> None:
 def _data_differences(before: dict[str, Any], found: dict[str, Any]) -> str:
     """How training data differ from earlier ones, for people; '' if they are the same.
 
-    Version 0.1 recorded a hash of some examples only, and class names in any Unicode form.
+    Version 0.1 recorded a hash of some examples only, and class names in any Unicode form. Later,
+    the hash was that of examples as they are stored.
     """
-    compared = (before.keys() & found.keys()) - {'name', 'class_names'}
+    if 'sha256' in before and before['sha256'] == found.get('sha256_as_stored'):
+        before = before | {key: found[key] for key in ('sha256', 'sha256_in_any_order')}
+    compared = (before.keys() & found.keys()) - {'name', 'class_names', 'sha256_as_stored'}
     different = {key for key in compared if before[key] != found[key]}
     there, here = map(_class_names, (before, found))
     # A single name is that of the folder or of the data set, which decides nothing.

@@ -14,7 +14,9 @@ from PIL import Image
 from sagan_jax import data
 from sagan_jax.data import cifar10, from_tfds
 from sagan_jax.errors import UserError
-from tests import file_server
+from sagan_jax.run import provenance
+from sagan_jax.run.folder import RunFolder
+from tests import file_server, tiny
 from tests.data import cifar10_files
 
 
@@ -110,6 +112,47 @@ def test_images_labels_and_order_are_those_of_tfds(given, by_tfds):
         assert source.name == 'cifar10/3.0.2'
         assert source.class_names == cifar10.CLASS_NAMES
         assert stored(source) == ours[split]
+
+
+def begun(folder, source, **changes):
+    """The folder of a run that began with the images of a source."""
+    run = RunFolder(folder)
+    record = data.identity(source) | changes
+    recorded = {key: value for key, value in record.items() if value}
+    config = tiny.config(dataset__num_classes=10)
+    run.write_record(provenance.record(config) | {'data': recorded})
+    return run
+
+
+def test_a_run_goes_on_with_the_same_images_of_tfds_or_of_the_archive(given, by_tfds, tmp_path):
+    """Also one of an older version, which recorded the hash of images as they are stored."""
+    ours = data.load(given)
+    given.data_dir += '_tfds'
+    by_tfds()
+    theirs = data.load(given)
+    found = {name: data.identity(source) for name, source in (('o', ours), ('t', theirs))}
+    assert found['o']['sha256_as_stored'] != found['t']['sha256_as_stored']
+    keys = found['o'].keys() - {'name', 'sha256_as_stored'}
+    assert {key: found['o'][key] for key in keys} == {key: found['t'][key] for key in keys}
+    assert (ours.content.label_counts, ours.content.copies) == (
+        theirs.content.label_counts, theirs.content.copies
+    )  # fmt: skip
+    for name, source in (('o', ours), ('t', theirs)):
+        run = begun(tmp_path / name, source)
+        old = begun(
+            tmp_path / f'{name}_old',
+            source,
+            sha256=source.content.sha256_as_stored,
+            sha256_in_any_order='of the same',
+            sha256_as_stored=None,
+        )
+        for record in found.values():
+            provenance.check_data(run, record)
+        provenance.check_data(old, found[name])
+        other = found[name] | dict.fromkeys(keys - {'count', 'class_names'}, 'other')
+        for each in (run, old):
+            with pytest.raises(UserError, match='with other contents'):
+                provenance.check_data(each, other | {'sha256_as_stored': 'other'})
 
 
 def test_the_url_and_the_checksum_are_those_that_tfds_has():

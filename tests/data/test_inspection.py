@@ -106,7 +106,7 @@ def test_a_few_grey_images_copies_and_panoramas_are_no_reason(photographs, datas
 def test_classes_of_a_data_set_without_images():
     """A folder has none, but a split of TFDS may."""
     examples = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': 1}] * 30
-    content = stored.Content('', '', [0, 30], 0)
+    content = stored.Content('', '', '', [0, 30], 0)
     names = ('a', 'b\n', 'c')
     source = data.Source(examples, names, 8, 'made/1', 'train', Path(), content)
     summary = data.summary(source, 0, per_class=1)._replace(num_grey=0)

@@ -1,6 +1,7 @@
 """A data set is its content: copies are the same wherever they are, and any change is another."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -260,6 +261,7 @@ def test_the_hash_is_of_each_label_and_image_in_order(tmp_path):
     assert source.content == (
         hash_of(b''.join(digests)).hex(),
         hash_of(b''.join(sorted(digests))).hex(),
+        hash_of(b''.join(digests)).hex(),
         [2, 2, 2],
         0,
     )
@@ -271,6 +273,21 @@ def test_equal_examples_of_one_class_are_copies(tmp_path):
         shutil.copy(folder / 'cat' / '0.bmp', folder / name)
     content = load(folder, tmp_path / 'prepared').content
     assert (content.label_counts, content.copies) == ([4, 2, 3], 2)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'P'])
+def test_a_png_is_its_pixels_and_a_jpeg_its_bytes(mode):
+    """What a JPEG decodes to depends on the decoder."""
+    values = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    image = Image.fromarray(values).convert(mode)
+    for kind in ('PNG', 'JPEG'):
+        buffer = io.BytesIO()
+        image.convert('RGB' if (mode, kind) == ('P', 'JPEG') else mode).save(buffer, kind)
+        found = stored._pixels(buffer.getvalue())
+        if kind == 'PNG':
+            np.testing.assert_array_equal(found, np.asarray(image.convert('RGB')))
+        else:
+            assert found == buffer.getvalue()
 
 
 def hash_of(content):
