@@ -95,10 +95,11 @@ def content(
 
     def digest(index: int) -> _Digest:
         example = read(with_pixels, index, name, folder)
+        pixels, stored = example['pixels'], example['image']
         label = int(example['label']) if labelled else 0
-        return _Digest(
-            _digest(example['pixels'], label), _digest(example['image'], label), max(label, 0)
-        )
+        sha256 = _digest(pixels, label)
+        as_stored = sha256 if pixels is stored else _digest(stored, label)
+        return _Digest(sha256, as_stored, max(label, 0))
 
     found = _compute(digest, len(examples))
     try:
