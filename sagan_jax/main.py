@@ -12,13 +12,15 @@ if __name__ == '__main__':
     ending.prepare()  # before the imports that take seconds
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from sagan_jax.errors import UserError
-from sagan_jax.system import command_line, paths
+from sagan_jax.system import buckets, command_line, paths
 from sagan_jax.system.command_line import Mode
 
 MODES = {
@@ -56,7 +58,10 @@ MODES = {
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run. By default runs/ and the name of the configuration.'
+    'workdir',
+    None,
+    'Folder of the run, or gs://BUCKET/PATH or s3://BUCKET/PATH. By default runs/ and the name of '
+    'the configuration.',
 )
 _MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 _INIT = command_line.checked_path(
@@ -100,9 +105,10 @@ _OUTPUT = command_line.checked_path(
     flags.DEFINE_string(
         'output',
         None,
-        'A folder to write into; for samples also a file that ends in .png or .npz. By default in '
-        'the workdir.',
-    )
+        'A folder to write into; for samples also a file that ends in .png or .npz. It may be '
+        'gs://BUCKET/PATH or s3://BUCKET/PATH. By default in the workdir.',
+    ),
+    buckets.parse,
 )
 _LICENSE = flags.DEFINE_string(
     'license',
@@ -125,19 +131,36 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None and _WORKDIR.value is None:
         raise UserError('No run was given: try --workdir runs/quickstart.')
     asked = _WORKDIR.value or str(_default_workdir())
-    paths.check_data_path(asked, '--workdir')
-    workdir = Path(asked)
+    place = buckets.parse(asked, '--workdir') or Path(asked)
+    if isinstance(place, Path):
+        paths.check_data_path(asked, '--workdir')
     # Here and below, imports are where they are used: --help and mistakes on the command line are
     # answered at once, and no mode waits for packages that only others need.
-    from sagan_jax.system import compilation, distributed, numerics
+    from sagan_jax.system import compilation, distributed
 
     if _MODE.value in ('sample', 'export', 'serve'):
         compilation.use_cache()
-        return _use_model(_MODE.value, workdir)
-    from sagan_jax.configuration import checks
+        return _use_model(_MODE.value, place)
+    if _CONFIG.value is not None:
+        config = _prepare(_CONFIG.value)
+        with (
+            distributed.joined(config),
+            distributed.entered_by_first(lambda: _opened(place)) as workdir,
+        ):
+            _use_run(config, workdir or (place if isinstance(place, Path) else place.folder))
+        return None
     from sagan_jax.run.folder import RunFolder
 
-    config = _CONFIG.value or RunFolder(workdir).config()
+    with _opened(place) as workdir:
+        _use_run(_prepare(RunFolder(workdir).config()), workdir)
+    return None
+
+
+def _prepare(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Checks a configuration, and sets what it says of the process."""
+    from sagan_jax.configuration import checks
+    from sagan_jax.system import numerics
+
     if _INIT.value:
         config.init.run = _INIT.value
     paths.check_config(config)
@@ -146,24 +169,41 @@ def main(argv: list[str]) -> None:
         raise UserError('--mode figures is for one process: leave out distributed.coordinator.')
     if config.deterministic:
         numerics.make_deterministic()
-    with distributed.joined(config):
-        compilation.use_cache()
-        if _MODE.value == 'train':
-            from sagan_jax.train import train
+    return config
 
-            return train(config, workdir, _window(_PROFILE.value) if _PROFILE.value else None)
-        if _MODE.value == 'evaluate':
-            from sagan_jax.evaluation.evaluate import evaluate
 
-            evaluate(config, workdir, _CHECKPOINT.value)
-        else:
-            from sagan_jax.viewing.paper_figures import illustrate
+@contextlib.contextmanager
+def _opened(place: Path | buckets.Address, reads_only: bool = False) -> Iterator[Path]:
+    """Yields the folder of a run, which may be in a bucket."""
+    if isinstance(place, Path):
+        yield place
+        return
+    from sagan_jax.run import bucket
 
-            points = [_point(text) for text in _POINTS.value]
-            kinds = [] if 'all' in _FIGURES.value else _FIGURES.value
-            illustrate(config, workdir, _CHECKPOINT.value, kinds, _CLASSES.value, points)
-        if distributed.is_first():
-            _write_report(workdir)
+    with (bucket.fetched if reads_only else bucket.mirrored)(place) as folder:
+        yield folder
+
+
+def _use_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    from sagan_jax.system import compilation, distributed
+
+    compilation.use_cache()
+    if _MODE.value == 'train':
+        from sagan_jax.train import train
+
+        return train(config, workdir, _window(_PROFILE.value) if _PROFILE.value else None)
+    if _MODE.value == 'evaluate':
+        from sagan_jax.evaluation.evaluate import evaluate
+
+        evaluate(config, workdir, _CHECKPOINT.value)
+    else:
+        from sagan_jax.viewing.paper_figures import illustrate
+
+        points = [_point(text) for text in _POINTS.value]
+        kinds = [] if 'all' in _FIGURES.value else _FIGURES.value
+        illustrate(config, workdir, _CHECKPOINT.value, kinds, _CLASSES.value, points)
+    if distributed.is_first():
+        _write_report(workdir)
     return None
 
 
@@ -184,7 +224,7 @@ def _write_report(workdir: Path) -> None:
     print(f'written        {run.report}')
 
 
-def _use_model(mode: str, workdir: Path) -> None:
+def _use_model(mode: str, place: Path | buckets.Address) -> None:
     from sagan_jax.run import lock
     from sagan_jax.run.folder import RunFolder
     from sagan_jax.trained.model import load
@@ -192,13 +232,22 @@ def _use_model(mode: str, workdir: Path) -> None:
     if mode == 'serve':
         from sagan_jax.viewing.serve import serve
 
-        serve(workdir, _HOST.value, _PORT.value)
+        with _opened(place, reads_only=True) as workdir:
+            serve(workdir, _HOST.value, _PORT.value)
         return
-    run = RunFolder(workdir)
+    run = RunFolder(place if isinstance(place, Path) else place.folder)
     default = run.export if mode == 'export' else run.generated / f'{_DRAW.value}.png'
+    asked = buckets.parse(_OUTPUT.value, '--output') if _OUTPUT.value else None
     output = Path(_OUTPUT.value or default)
-    is_inside = output.resolve().is_relative_to(workdir.resolve())
-    with lock.owned(run, 'an --output elsewhere') if is_inside else contextlib.nullcontext():
+    if asked and isinstance(place, buckets.Address) and asked.is_below(place):
+        output, asked = run.path / asked.path.removeprefix(f'{place.path}/'), None
+    is_inside = not asked and output.resolve().is_relative_to(run.path.resolve())
+    with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(_opened(place, reads_only=not is_inside))
+        if asked:
+            output = stack.enter_context(buckets.uploaded(asked))
+        if is_inside:
+            stack.enter_context(lock.owned(run, 'an --output elsewhere'))
         model = load(workdir, _CHECKPOINT.value, _CONFIG.value)
         if mode == 'export':
             from sagan_jax.trained.export import export

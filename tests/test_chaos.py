@@ -47,9 +47,10 @@ class Run:
     def __init__(self, config, workdir):
         self.config, self.workdir = config, workdir
 
-    def start(self):
+    def start(self, program=('-m', 'sagan_jax.main'), workdir=None):
+        arguments = tiny.arguments(self.config, workdir or self.workdir)
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'sagan_jax.main', *tiny.arguments(self.config, self.workdir)],
+            [sys.executable, *program, *arguments],
             cwd=ROOT,
             env=os.environ | {'JAX_NUM_CPU_DEVICES': '2'},
             stdout=subprocess.PIPE,

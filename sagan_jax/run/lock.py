@@ -15,54 +15,23 @@ A stale record is taken over. Its process, if it was only suspended, finds out t
 
 import contextlib
 import fcntl
-import json
 import os
-import platform
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
-from sagan_jax.errors import UserError, printable
+from sagan_jax.errors import UserError
+from sagan_jax.run import owners
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.system.failures import RETRY
-from sagan_jax.system.untrusted import open_file, parse_json
+from sagan_jax.run.owners import DAMAGED, Record, describe, is_alive, is_here, parse, refusal
+from sagan_jax.system.untrusted import open_file
 
 BEAT = 10.0  # seconds between two touches
 PATIENCE = 90.0  # seconds without a touch after which a process on another machine counts as gone
 _GRACE = 5.0  # seconds in which a process that was killed closes its files
 _POLL = 0.2
 _SIZE = 1024  # bytes of a record, padded so that one write replaces another
-
-
-class Record(NamedTuple):
-    """Which process uses a folder, or used it last, as `run.lock` holds it.
-
-    Attributes:
-      process: its id.
-      host: its machine's name, for people.
-      machine: see `_machine`.
-      started: see `_started`.
-      since: when it took the folder, for people.
-      token: drawn at random, so that no other record is equal.
-      released: whether it no longer uses the folder.
-      job: its job of SLURM, if any.
-    """
-
-    process: int
-    host: str
-    machine: str
-    started: str
-    since: str
-    token: str
-    released: bool = False
-    job: str = ''
-
-
-_DAMAGED = Record(0, *('unknown',) * 5)
 
 
 @contextlib.contextmanager
@@ -95,6 +64,23 @@ def owned(run: RunFolder, instead: str = 'another --workdir') -> Iterator[Callab
         os.close(descriptor)
 
 
+def hand_over(run: RunFolder, other: Record) -> None:
+    """Has `confirm` of this process's owner report that `other` has taken the folder over.
+
+    For a run that has been taken over where its folder is copied to. Does nothing in a folder that
+    no process owns.
+    """
+    if owner(run):
+        with contextlib.suppress(OSError):
+            _write(run, other)
+
+
+def forget(run: RunFolder, other: Record) -> None:
+    """Removes the record that `hand_over` wrote."""
+    if _read(run) == other:
+        run.lock.unlink(missing_ok=True)
+
+
 def owner(run: RunFolder) -> Record | None:
     """The record of the process that uses a run's folder, for display; None if there is none.
 
@@ -104,8 +90,8 @@ def owner(run: RunFolder) -> Record | None:
     record = _read(run)
     if record is None or record.released:
         return None
-    if _is_here(record):
-        return record if _is_alive(record) else None
+    if is_here(record):
+        return record if is_alive(record) else None
     return record if time.time() - _stamp(run)[0] / 1e9 < PATIENCE else None
 
 
@@ -132,10 +118,10 @@ def _take(run: RunFolder, descriptor: int, instead: str) -> Record:
     """Writes a record of this process, unless the folder is in use."""
     before = _read(run)
     is_free = _flock(descriptor)
-    if before is None or before.released or (before == _DAMAGED and not is_free):
+    if before is None or before.released or (before == DAMAGED and not is_free):
         in_use = not is_free
-    elif _is_here(before):
-        in_use = _is_alive(before) or not (is_free or _flock(descriptor, _GRACE))
+    elif is_here(before):
+        in_use = is_alive(before) or not (is_free or _flock(descriptor, _GRACE))
     else:
         print(
             f'workdir        in use by {describe(before)}, or left by it: waiting up to '
@@ -144,18 +130,10 @@ def _take(run: RunFolder, descriptor: int, instead: str) -> Record:
         in_use = _is_touched(run) and _is_held(run)
         _flock(descriptor)  # the other one may have had it until now
     if in_use:
-        raise _refusal(run, _read(run), instead)
+        raise refusal(run.path, _read(run), instead)
     if before is not None and not before.released:
         print(f'workdir        taken over from {describe(before)}, which is gone')
-    record = Record(
-        process=os.getpid(),
-        host=platform.node(),
-        machine=_machine(),
-        started=_started(os.getpid()),
-        since=datetime.now().astimezone().isoformat(' ', 'seconds'),
-        token=uuid.uuid4().hex,
-        job=_job(),
-    )
+    record = owners.of_this_process()
     try:
         _write(run, record)
     except OSError as error:
@@ -184,14 +162,11 @@ def _flock(descriptor: int, patience: float = 0) -> bool:
 
 def _confirm(run: RunFolder, record: Record) -> None:
     found = _read(run)
-    if found in (None, _DAMAGED):  # removed, perhaps with the folder
+    if found in (None, DAMAGED):  # removed, perhaps with the folder
         with contextlib.suppress(OSError):
             _write(run, record)
     elif found != record:
-        raise UserError(
-            f'The workdir {run.path} was taken over by {describe(found)}, because this process '
-            'gave no sign of life: look there for the run.'
-        )
+        raise owners.taken_over(run.path, found)
 
 
 def _beat(run: RunFolder, record: Record, ended: threading.Event) -> None:
@@ -215,43 +190,17 @@ def _release(run: RunFolder, record: Record, missing: list[Path]) -> None:
             path.rmdir()
 
 
-def _refusal(run: RunFolder, record: Record | None, instead: str) -> UserError:
-    who = describe(record) if record and record != _DAMAGED else 'another process'
-    is_requeued = os.environ.get('SLURM_RESTART_COUNT', '0') != '0'
-    if is_requeued and record and record.job and record.job == _job():
-        return UserError(
-            f'The workdir {run.path} is still in use by {who}, of this job {record.job} before it '
-            'was requeued: try again when that has ended.',
-            RETRY,
-        )
-    return UserError(
-        f'The workdir {run.path} is in use by {who}: wait, end it, or choose {instead}.'
-    )
-
-
-def _job() -> str:
-    return os.environ.get('SLURM_JOB_ID', '')
-
-
 # ---- Records. ----------------------------------------------------------------------------------
 
 
 def _read(run: RunFolder) -> Record | None:
-    """The record of a folder; None without one, and `_DAMAGED` for one that cannot be read."""
+    """The record of a folder; None without one, and `DAMAGED` for one that cannot be read."""
     try:
         with open_file(run.lock) as file:
             text = file.read(_SIZE + 1)
     except OSError:
         return None
-    if not text.strip():
-        return None
-    try:
-        record = Record(**parse_json(text))
-    except (ValueError, TypeError):
-        return _DAMAGED
-    names = (*record[1:6], record.job)
-    is_whole = all(isinstance(name, str) for name in names) and type(record.released) is bool
-    return record if is_whole and type(record.process) is int and record.process > 0 else _DAMAGED
+    return parse(text)
 
 
 def _is_held(run: RunFolder) -> bool:
@@ -263,15 +212,10 @@ def _write(run: RunFolder, record: Record) -> None:
     """Writes a record in place, so that the lock on the file stays."""
     descriptor = os.open(run.lock, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        os.pwrite(descriptor, json.dumps(record._asdict()).encode().ljust(_SIZE - 1) + b'\n', 0)
+        os.pwrite(descriptor, owners.serialise(record).ljust(_SIZE - 1) + b'\n', 0)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def describe(record: Record) -> str:
-    """A process for messages: its id, its host and since when it uses the folder."""
-    return printable(f'process {record.process} on {record.host} since {record.since}')
 
 
 def _is_touched(run: RunFolder) -> bool:
@@ -290,42 +234,3 @@ def _stamp(run: RunFolder) -> tuple[int, Record | None]:
             return os.fstat(file.fileno()).st_mtime_ns, _read(run)
     except OSError:
         return 0, None
-
-
-# ---- Processes. --------------------------------------------------------------------------------
-
-
-def _machine() -> str:
-    """The host, its boot and its namespace of process ids: within these a process id is unique."""
-    parts = [platform.node()]
-    with contextlib.suppress(OSError):
-        parts.append(Path('/proc/sys/kernel/random/boot_id').read_text().strip())
-        parts.append(os.readlink('/proc/self/ns/pid'))
-    return ' '.join(parts)
-
-
-def _is_here(record: Record) -> bool:
-    return record.machine == _machine()
-
-
-def _is_alive(record: Record) -> bool:
-    """Whether the process of a record of this machine still runs."""
-    try:
-        os.kill(record.process, 0)
-    except PermissionError:
-        pass  # another user's
-    except (OSError, OverflowError):
-        return False
-    return _started(record.process) in (record.started, 'unknown')
-
-
-def _started(process: int) -> str:
-    """When a process started, in ticks of the kernel, so that a reused id is noticed.
-
-    'unknown' on systems without /proc, and 'ended' for a process that nobody has waited for.
-    """
-    try:
-        fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
-    except OSError:
-        return 'unknown'
-    return 'ended' if fields[0] in 'ZX' else fields[19]

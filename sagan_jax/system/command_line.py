@@ -48,7 +48,7 @@ def define_config() -> flags.FlagHolder:
 
 
 def checked_path(
-    flag: flags.FlagHolder, check: Callable[[str, str], None] = paths.check_path
+    flag: flags.FlagHolder, check: Callable[[str, str], object] = paths.check_path
 ) -> flags.FlagHolder:
     """Has the value of a flag checked by `check(value, '--name')` when the command line is read."""
 

@@ -21,6 +21,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f'.sagan_jax-{uuid.uuid4().hex}.partial{path.suffix}')
 
 
+def is_partial(name: str) -> bool:
+    """Whether a name is one of those that `partial_path` gives."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces `path` when the block succeeds.
@@ -65,7 +70,7 @@ def remove_partial(*folders: Path) -> None:
     """
     for folder in folders:
         for path in folder.glob('.sagan_jax-*'):
-            if not _PARTIAL.fullmatch(path.name):
+            if not is_partial(path.name):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)

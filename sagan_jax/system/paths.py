@@ -29,10 +29,7 @@ def check_path(path: str, flag: str) -> None:
     """
     shown = _shown(path)
     if _SCHEME.match(path):
-        raise UserError(
-            f'{flag}={shown} is not a path on this machine: copy or mount what is there, and give '
-            'the local path.'
-        )
+        raise UserError(f'{flag}={shown} is not a path on this machine: {_how_to_get(path, flag)}.')
     if shown != path or '\0' in path:
         raise UserError(f'{flag}={shown} is not a path in UTF-8: rename the folder or the file.')
     longest = max(len(part.encode()) for part in path.split('/'))
@@ -135,6 +132,17 @@ def _safe(name: str) -> str:
 def _folded(name: str) -> str:
     decomposed = unicodedata.normalize('NFD', name).casefold()
     return unicodedata.normalize('NFD', decomposed)
+
+
+def _how_to_get(address: str, flag: str) -> str:
+    """What to do for a path on this machine with what is at an address."""
+    copy = {'gs': 'gcloud storage cp -r', 's3': 'aws s3 cp --recursive'}
+    command = copy.get(address.partition('://')[0])
+    if command and flag in ('--init', '--config.init.run'):
+        once = f'`--mode figures --workdir {_shown(address)}`'
+        return f'give it once as {once}, and here the folder that this names'
+    of_bucket = f' with `{command} {_shown(address)} FOLDER`' if command else ''
+    return f'copy what is there{of_bucket} or mount it, and give the local path'
 
 
 def _shown(path: str) -> str:

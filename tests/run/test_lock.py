@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from launch.sweep import runs
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation.evaluate import evaluate
-from sagan_jax.run import lock
+from sagan_jax.run import lock, owners
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.train import train
 from sagan_jax.viewing.paper_figures import illustrate
@@ -32,7 +32,7 @@ HOLDER = """
 import fcntl, sys, time
 from pathlib import Path
 from sagan_jax.errors import UserError
-from sagan_jax.run import lock
+from sagan_jax.run import lock, owners
 from sagan_jax.run.folder import RunFolder
 
 def without_locks(*arguments):
@@ -308,7 +308,7 @@ def test_an_owner_touches_its_record(run, monkeypatch):
 
 OPTIONAL = tuple(lock.Record._field_defaults)
 REQUIRED = [name for name in lock.Record._fields if name not in OPTIONAL]
-VALUE = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(lock._machine())
+VALUE = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(owners.machine())
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

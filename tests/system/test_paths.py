@@ -7,13 +7,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sagan_jax import main
 from sagan_jax.errors import UserError
 from sagan_jax.run import checkpoints
 from sagan_jax.run.folder import RunFolder
-from sagan_jax.system import paths
+from sagan_jax.system import buckets, paths
 from tests import tiny
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=300)  # surrogates too
@@ -33,6 +36,55 @@ TEXT = st.text(st.characters(exclude_categories=()), max_size=300)  # surrogates
 def test_every_scheme_is_refused(scheme, rest, check):
     with pytest.raises(UserError, match=r'^--output=.* is not a path on this machine: .*\.$'):
         check(f'{scheme}://{rest.replace(chr(10), "")}', '--output')
+
+
+@pytest.mark.parametrize('scheme', ['gs', 's3'])
+def test_addresses_of_buckets(scheme, monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    found = {}
+    for path in ('a', 'a/b', 'a/b/c', 'a%2Fb', 'b/a', 'A', 'a b'):
+        address = buckets.parse(f'{scheme}://bucket/{path}/', '--workdir')
+        assert str(address) == f'{scheme}://bucket/{path}'
+        found[address.folder] = path
+    assert len(found) == 7
+    assert not [one for one in found for other in found if one in other.parents]  # none in another
+    assert buckets.parse('runs/a', '--workdir') is None
+
+
+@pytest.mark.parametrize(
+    'path',
+    ['', '/', 'b', 'bucket', 'bucket//a', 'bucket/../a', 'bucket/a/./b', 'B_/a', 'bucket/a*'],
+)
+def test_addresses_that_name_no_place(path):
+    with pytest.raises(
+        UserError, match=r'^--workdir=.*: (give gs://BUCKET/PATH|choose another .*)\.$'
+    ):
+        buckets.parse(f'gs://{path}', '--workdir')
+
+
+@pytest.mark.parametrize(
+    'address', ['hf://a/b', 'az://a/b', 'http://a/b', 'file:///tmp', 'GS://a/b']
+)
+@pytest.mark.parametrize('mode', ['train', 'evaluate', 'figures', 'sample', 'export', 'serve'])
+def test_other_schemes_are_refused_in_every_mode(address, mode):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    refused = pytest.raises(UserError, match=r'^--workdir=.* is not a path on this machine: copy')
+    with flagsaver.flagsaver(mode=mode, workdir=address, config=tiny.config()), refused:
+        main.main([])
+
+
+@pytest.mark.parametrize(
+    ('address', 'flag', 'how'),
+    [
+        ('gs://b/x', '--config.dataset.source_dir', r'`gcloud storage cp -r gs://b/x FOLDER`'),
+        ('s3://b/x', '--config.dataset.data_dir', r'`aws s3 cp --recursive s3://b/x FOLDER`'),
+        ('gs://b/x', '--init', r'`--mode figures --workdir gs://b/x`'),
+    ],
+)
+def test_a_refusal_says_how_to_get_it(address, flag, how):
+    with pytest.raises(UserError, match=how):
+        paths.check_data_path(address, flag)
 
 
 @given(st.text(st.characters(exclude_characters='*?[]\\:\0', exclude_categories=['Cs'])))
