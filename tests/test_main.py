@@ -102,9 +102,9 @@ def assert_refused(result, *parts):
         (['--mode', 'evaluate'], ['--workdir']),
         (['--mode', 'figures', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
         (['--mode', 'export', '--workdir', 'runs/nowhere'], ['runs/nowhere', '--workdir']),
-        (['--config', 'quickstart', '--workdir', 'gs://b/run'], ['--workdir=gs://b/run', 'local']),
+        (['--config', 'quickstart', '--workdir', 'az://b/run'], ['--workdir=az://b/run', 'local']),
         (['--mode', 'serve', '--workdir', 'runs/a[1]'], ['--workdir=runs/a[1]', "'a[1]'"]),
-        (['--mode', 'sample', '--output', 's3://b/a.png'], ['--output=s3://b/a.png', 'local']),
+        (['--mode', 'sample', '--output', 's3://b'], ['--output=s3://b', 's3://BUCKET/PATH']),
         (
             ['--config', 'image_folder', '--config.dataset.source_dir=hf://a/b'],
             ['--config.dataset.source_dir=hf://a/b', 'local'],

@@ -317,3 +317,38 @@ def test_a_reader_takes_nothing(memory, monkeypatch, tmp_path):
         assert read(found) == FIRST
     assert memory.objects == before
     assert {kind for kind, _ in memory.requests} == {'list', 'read'}
+
+
+# ---- Other outputs. ----------------------------------------------------------------------------
+
+
+def test_an_output_is_copied(address, capsys):
+    for name, files in {'one.png': {'': b'png'}, 'many': {'/a.json': b'{}', '/b/c': b'c'}}.items():
+        output = address._replace(path=f'{address.path}/{name}')
+        with buckets.uploaded(output) as path:
+            for inner, content in files.items():
+                file = path.parent / f'{name}{inner}'
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+        assert capsys.readouterr().out == f'copied         to {output}\n'
+        store = buckets.open_store(address)
+        found = {key: store.read(key) for key in store.list(name)}
+        assert found == {f'{name}{inner}': content for inner, content in files.items()}
+        assert not path.exists()
+    with buckets.uploaded(address._replace(path=f'{address.path}/one.png')) as path:
+        path.write_bytes(b'again')
+    assert store.read('one.png') == b'again'
+    occupied = buckets.uploaded(output)
+    with pytest.raises(UserError, match=r'/run/many holds other objects: choose another --output'):
+        occupied.__enter__()
+
+
+def test_an_output_that_fails_is_not_copied(address):
+    def fail_halfway():
+        with buckets.uploaded(address) as path:
+            path.write_bytes(b'half')
+            raise ValueError('no image')
+
+    with pytest.raises(ValueError, match='no image'):
+        fail_halfway()
+    assert buckets.open_store(address._replace(path=address.path.rpartition('/')[0])).list('') == {}
