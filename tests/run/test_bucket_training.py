@@ -1,10 +1,10 @@
 """A run in a bucket that is killed, and resumed on other machines, ends as one that is not."""
 
-import collections
 import os
 import random
 import re
 import signal
+import time
 
 import pytest
 
@@ -53,43 +53,45 @@ class Run(test_chaos.Run):
         self.workdir = buckets.parse(BUCKET, '--workdir').folder
         super().start(program=['-c', PROGRAM], workdir=BUCKET)
 
-    def manifests(self):
-        return self.requests.read_text().count('write manifests/')
+    def copied_step(self):
+        """The last step whose checkpoint is in the bucket, with a manifest written after it."""
+        requests = self.requests.read_text().rpartition('write manifests/')[0]
+        found = re.findall(r'^write files/[^/]*/checkpoints/(\d+)/', requests, re.M)
+        return max(map(int, found), default=0)
 
 
 def survives(config, tmp_path, kills, seed):
-    """Kills a run `kills` times, each on a new machine; returns its requests per round."""
+    """Kills a run `kills` times, each on a new machine; returns the writes of each round."""
     dice = random.Random(seed)
     straight, killed = test_chaos.Run(config, tmp_path / 'straight'), Run(config, tmp_path)
     straight.start()
     output, status = straight.end()
     assert status == 0, output
-    resumed = []
-    for _ in range(kills):
+    steps = []
+    for kill in range(kills):
         killed.start()
-        before = killed.manifests()
-        if dice.random() < 0.8:
-            wanted = before + dice.randint(1, 6)
-            killed.wait_for(lambda wanted=wanted: killed.manifests() >= wanted)
-        wait = test_chaos.time.monotonic() + dice.uniform(0, 1)
-        killed.wait_for(lambda wait=wait: test_chaos.time.monotonic() > wait)
+        latest = config.num_train_steps * (kill + 1) // (kills + 1)
+        wanted = dice.randint(killed.copied_step() + 1, max(killed.copied_step() + 1, latest))
+        killed.wait_for(lambda wanted=wanted: time.sleep(0.05) or killed.copied_step() >= wanted)
+        time.sleep(dice.uniform(0, 0.4))
         output, status = killed.end(signal.SIGKILL)
         assert status == -signal.SIGKILL, output
-        resumed += re.findall(r'resumes in .* from step ([\d,]+)\n', output)
+        steps.append(killed.copied_step())
     killed.start()
     output, status = killed.end()
     assert status == 0, output
+    resumed = re.search(r'resumes in .* from step ([\d,]+)\n', output)
+    assert resumed
+    assert int(resumed[1]) >= steps[-1] > 0
     assert f'{BUCKET}, kept in {killed.workdir} and copied' in output
     os.environ['XDG_CACHE_HOME'] = str(tmp_path / 'reader')
     with bucket.fetched(buckets.parse(BUCKET, '--workdir')) as found:
         assert found != killed.workdir
         test_chaos.assert_same(straight.workdir, found, config)
     rounds = re.split(r'(?<=\n)(?=list \n)', killed.requests.read_text())[1:]
-    kinds = [
-        collections.Counter(line.split(' ')[0] for line in text.splitlines()) for text in rounds
-    ]
-    print('resumed from', resumed, 'writes per round', sorted(count['write'] for count in kinds))
-    return kinds
+    writes = [text.count('write ') for text in rounds]
+    print(f'killed with the checkpoints of {steps} copied; {len(rounds)} rounds, writes {writes}')
+    return writes
 
 
 @pytest.fixture
@@ -101,15 +103,15 @@ def service(monkeypatch, tmp_path):
 
 
 def test_killed_once(service, tmp_path):
-    config = tiny.config(num_train_steps=12, sample_every=6, dataset__num_classes=10)
-    kinds = survives(config, tmp_path, kills=1, seed=0)
+    config = tiny.config(
+        num_train_steps=200, checkpoint_every=5, sample_every=100, dataset__num_classes=10
+    )
     # Three checkpoints at most are new in a round, and a file or two beside each.
-    assert max(count['write'] for count in kinds) <= 100
+    assert max(survives(config, tmp_path, kills=1, seed=0)) <= 100
 
 
 @pytest.mark.thorough
 def test_killed_ten_times(service, tmp_path):
     folder = tiny.scored_folder(tmp_path / 'pictures')
     config = test_chaos.settings(folder, 200)
-    kinds = survives(config, tmp_path, kills=10, seed=1)
-    assert max(count['write'] for count in kinds) <= 200
+    assert max(survives(config, tmp_path, kills=10, seed=1)) <= 200
