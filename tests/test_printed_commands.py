@@ -227,7 +227,7 @@ def test_the_cluster_starts_again_what_the_scripts_would():
 
 def test_a_new_machine_is_set_up(machine):
     """The lines for TPU machines and SkyPilot, with a stand-in for uv that writes its arguments."""
-    (tpus,) = of('gcloud')
+    (tpus,) = [command for command in of('gcloud') if 'ssh' in command.words]
     for lines in (sky()['setup'], shlex.join(tpus.words)):
         here = machine(f'export HOME="$HERE/new"\n{lines}', JAX='tpu')
         creates, installs = (here / 'uv').read_text().splitlines()

@@ -13,8 +13,6 @@ from sagan_jax.system import buckets
 from tests import test_chaos, tiny
 from tests.run import bucket_servers
 
-BUCKET = 's3://bucket/runs/killed'
-
 # The program, with changes copied all the time, and each request to the bucket in a file.
 PROGRAM = """
 import os, runpy
@@ -41,8 +39,9 @@ runpy.run_module('sagan_jax.main', run_name='__main__', alter_sys=True)
 class Run(test_chaos.Run):
     """A run in a bucket; each process has a machine without any files of it."""
 
-    def __init__(self, config, tmp_path):
+    def __init__(self, config, tmp_path, address):
         super().__init__(config, tmp_path)
+        self.address = address
         self.machines, self.requests = tmp_path / 'machines', tmp_path / 'requests'
         self.requests.touch()
 
@@ -50,8 +49,8 @@ class Run(test_chaos.Run):
         home = self.machines / str(len(list(self.machines.glob('*'))))
         home.mkdir(parents=True)
         os.environ.update(XDG_CACHE_HOME=str(home), REQUESTS=str(self.requests))
-        self.workdir = buckets.parse(BUCKET, '--workdir').folder
-        super().start(program=['-c', PROGRAM], workdir=BUCKET)
+        self.workdir = self.address.folder
+        super().start(program=['-c', PROGRAM], workdir=str(self.address))
 
     def copied_step(self):
         """The last step whose checkpoint is in the bucket, with a manifest written after it."""
@@ -63,7 +62,8 @@ class Run(test_chaos.Run):
 def survives(config, tmp_path, kills, seed):
     """Kills a run `kills` times, each on a new machine; returns the writes of each round."""
     dice = random.Random(seed)
-    straight, killed = test_chaos.Run(config, tmp_path / 'straight'), Run(config, tmp_path)
+    address = buckets.parse(f's3://bucket/runs/killed{kills}', '--workdir')
+    straight, killed = test_chaos.Run(config, tmp_path / 'straight'), Run(config, tmp_path, address)
     straight.start()
     output, status = straight.end()
     assert status == 0, output
@@ -83,9 +83,9 @@ def survives(config, tmp_path, kills, seed):
     resumed = re.search(r'resumes in .* from step ([\d,]+)\n', output)
     assert resumed
     assert int(resumed[1]) >= steps[-1] > 0
-    assert f'{BUCKET}, kept in {killed.workdir} and copied' in output
+    assert f'{address}, kept in {killed.workdir} and copied' in output
     os.environ['XDG_CACHE_HOME'] = str(tmp_path / 'reader')
-    with bucket.fetched(buckets.parse(BUCKET, '--workdir')) as found:
+    with bucket.fetched(address) as found:
         assert found != killed.workdir
         test_chaos.assert_same(straight.workdir, found, config)
     rounds = re.split(r'(?<=\n)(?=list \n)', killed.requests.read_text())[1:]
@@ -104,7 +104,7 @@ def service(monkeypatch, tmp_path):
 
 def test_killed_once(service, tmp_path):
     config = tiny.config(
-        num_train_steps=200, checkpoint_every=5, sample_every=100, dataset__num_classes=10
+        num_train_steps=60, checkpoint_every=5, sample_every=30, dataset__num_classes=10
     )
     # Three checkpoints at most are new in a round, and a file or two beside each.
     assert max(survives(config, tmp_path, kills=1, seed=0)) <= 100
