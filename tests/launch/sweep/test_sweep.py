@@ -296,7 +296,7 @@ def test_the_real_trainer_is_started(config, tmp_path):
     run = Run('feat16', 3, tmp_path)
     state = runs.state(run)
     assert state.what == 'failed'
-    assert 'There is no folder /nowhere' in state.error
+    assert 'There is no folder or archive /nowhere' in state.error
     log = (run.folder / runs.LOG).read_text()
     assert f'--mode train --config {config}:feat16 --config.seed=3 ' in log
 
