@@ -9,7 +9,9 @@ import time
 import pytest
 
 from sagan_jax.run import bucket
+from sagan_jax.run.folder import RunFolder
 from sagan_jax.system import buckets
+from sagan_jax.train import train
 from tests import test_chaos, tiny
 from tests.run import bucket_servers
 
@@ -102,12 +104,18 @@ def service(monkeypatch, tmp_path):
         yield
 
 
-def test_killed_once(service, tmp_path):
-    config = tiny.config(
-        num_train_steps=60, checkpoint_every=5, sample_every=30, dataset__num_classes=10
-    )
-    # Three checkpoints at most are new in a round, and a file or two beside each.
-    assert max(survives(config, tmp_path, kills=1, seed=0)) <= 100
+def test_a_run_goes_on_on_another_machine(service, tmp_path, monkeypatch, capsys):
+    address = buckets.parse('s3://bucket/runs/moved', '--workdir')
+    for machine, steps in enumerate((2, 4)):
+        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / str(machine)))
+        with bucket.mirrored(address) as workdir:
+            assert workdir.is_relative_to(tmp_path / str(machine))
+            train(tiny.config(num_train_steps=steps, dataset__num_classes=10).lock(), workdir)
+    assert 'from step 2\n' in capsys.readouterr().out
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'reader'))
+    with bucket.fetched(address) as workdir:
+        assert [line['step'] for line in RunFolder(workdir).metrics()] == [1, 2, 3, 4]
+        assert RunFolder(workdir).checkpoint_steps() == [2, 4]
 
 
 @pytest.mark.thorough
