@@ -35,11 +35,10 @@ _TEST_NAMES = ('test', 'testing', 'validation', 'valid', 'val')
 
 # Of Tiny ImageNet: in each line a file, its class, and a box, with tabs between them.
 _ANNOTATIONS = 'val_annotations.txt'
+_LONGEST = 2**26  # bytes of it that are read
 
 # A folder in a class folder that has no images beside it may be called this, or as the class.
 _WRAPPERS = ('images', 'image', 'imgs', 'img')
-
-_LONGEST = 2**26  # bytes of it that are read
 
 _EXPECTED = (
     'one folder of images per class is expected, as FOLDER/cat/1.jpg, or as FOLDER/train/cat/1.jpg '

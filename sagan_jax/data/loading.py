@@ -81,10 +81,10 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
       dataset: the configuration's `dataset`. Reads `name`, `data_dir`, `source_dir`, `image_size`
         and `num_classes`. `name` is 'shapes', 'image_folder' (the folder or archive `source_dir`),
         'cifar10' (the archive `source_dir`, or a download), 'imagenet2012' (the folder `source_dir`
-        of its tars), 'hf:OWNER/NAME' of the Hugging Face hub (with
-        `revision`, `image_key` and `label_key`), or a TFDS data set with images under 'image' and
-        classes under 'label'. Labels may be missing if `num_classes` is 0, 1 or None; then all are
-        0. With None any number is accepted.
+        of its tars), 'hf:OWNER/NAME' of the Hugging Face hub (with `revision`, `image_key` and
+        `label_key`), or a TFDS data set with images under 'image' and classes under 'label'. Labels
+        may be missing if `num_classes` is 0, 1 or None; then all are 0. With None any number is
+        accepted.
       split: 'train' or 'test'. If there is no 'test', its 'validation' is opened.
 
     Raises:
