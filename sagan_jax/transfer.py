@@ -20,6 +20,7 @@ from sagan_jax.state import TrainState, state_shapes
 # Keys on which it depends what the networks compute, beside their classes.
 _SAME = (
     'dataset.image_size',
+    'dataset.channels',
     'model.architecture',
     'model.generator_width',
     'model.discriminator_width',

@@ -91,10 +91,11 @@ RANGES = {
 }
 
 
-CHOICES: dict[str, Iterable[str]] = {
+CHOICES: dict[str, Iterable[Any]] = {
     'dtype': ('float32', 'bfloat16'),
     'matmul_precision': ('default', 'high', 'highest'),
     'loss': LOSSES,
+    'dataset.channels': (1, 3),
     'model.architecture': ARCHITECTURES,
     'model.attention_block': ('self_attention', 'residual'),
     'model.conditioning': ('projection', 'acgan', 'none'),

@@ -62,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.image_key = config_dict.placeholder(str)
     dataset.label_key = config_dict.placeholder(str)
     dataset.image_size = 32  # 3·2^k or 4·2^k, from 24 to 1024
+    dataset.channels = 3  # of the networks' images; 1 turns all images into grey ones
     # None: as many as the data have. With a single one, model.conditioning is then 'none'.
     dataset.num_classes = config_dict.placeholder(int)
     dataset.flip = False  # mirror real images with probability 1/2

@@ -32,7 +32,7 @@ def warnings(source: Source, summary: Summary, conditional: bool) -> list[str]:
     return [
         *_of_labels(source, conditional),
         *_of_copies(source),
-        *_of_pixels(summary),
+        *_of_pixels(summary, source.channels),
         *_of_shapes(source.aspects),
     ]
 
@@ -70,9 +70,14 @@ def _of_copies(source: Source) -> Iterator[str]:
         )
 
 
-def _of_pixels(summary: Summary) -> Iterator[str]:
+def _of_pixels(summary: Summary, channels: int) -> Iterator[str]:
     total = summary.num_images
-    if summary.num_grey > MANY_GREY * total:
+    if channels == 3 and summary.num_grey == total:
+        yield (
+            f'the first {total:,} images are all grey: set --config.dataset.channels=1, and all '
+            'samples are grey too'
+        )
+    elif channels == 3 and summary.num_grey > MANY_GREY * total:
         yield (
             f'{summary.num_grey:,} of the first {total:,} images are grey, and as many samples '
             'will be: remove grey images if colour is wanted'

@@ -57,6 +57,7 @@ class Source:
     content: stored.Content
     passed_over: tuple[str, ...] = ()  # what the scan of a folder did not use, in lines
     aspects: tuple[float, ...] = ()  # width / height of some files of a folder
+    channels: int = 3  # 1 if all images are made grey: the three values of each pixel are equal
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -78,13 +79,13 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
     """Opens a split of a data set, and prepares the data set on first use.
 
     Args:
-      dataset: the configuration's `dataset`. Reads `name`, `data_dir`, `source_dir`, `image_size`
-        and `num_classes`. `name` is 'shapes', 'image_folder' (the folder or archive `source_dir`),
-        'cifar10' (the archive `source_dir`, or a download), 'imagenet2012' (the folder `source_dir`
-        of its tars), 'hf:OWNER/NAME' of the Hugging Face hub (with `revision`, `image_key` and
-        `label_key`), or a TFDS data set with images under 'image' and classes under 'label'. Labels
-        may be missing if `num_classes` is 0, 1 or None; then all are 0. With None any number is
-        accepted.
+      dataset: the configuration's `dataset`. Reads `name`, `data_dir`, `source_dir`, `image_size`,
+        `channels` and `num_classes`. `name` is 'shapes', 'image_folder' (the folder or archive
+        `source_dir`), 'cifar10' (the archive `source_dir`, or a download), 'imagenet2012' (the
+        folder `source_dir` of its tars), 'hf:OWNER/NAME' of the Hugging Face hub (with `revision`,
+        `image_key` and `label_key`), or a TFDS data set with images under 'image' and classes under
+        'label'. Labels may be missing if `num_classes` is 0, 1 or None; then all are 0. With None
+        any number is accepted.
       split: 'train' or 'test'. If there is no 'test', its 'validation' is opened.
 
     Raises:
@@ -120,7 +121,7 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
     with _reading(folder):
         content = stored.content(builder, split, examples, labelled)
     return Source(
-        examples=_converted(builder, examples, dataset.image_size, labelled),
+        examples=_converted(builder, examples, dataset, labelled),
         class_names=class_names or (dataset.name,),
         image_size=dataset.image_size,
         name=_full_name(dataset, builder, content),
@@ -129,6 +130,7 @@ def load(dataset: ml_collections.ConfigDict, split: str = 'train') -> Source:
         content=content,
         passed_over=tuple(describe(listing.passed_over, listing.folder)) if listing else (),
         aspects=_aspects(listing, split) if listing else (),
+        channels=dataset.channels,
     )
 
 
@@ -136,10 +138,12 @@ def _full_name(
     dataset: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder, content: stored.Content
 ) -> str:
     if isinstance(builder, image_folder.FolderOfImages):
-        return image_folder.full_name(builder, content.sha256)
-    if dataset.name.startswith(hub_listing.PREFIX):
-        return builder.info.description  # with the revision
-    return builder.info.full_name
+        name = image_folder.full_name(builder, content.sha256)
+    elif dataset.name.startswith(hub_listing.PREFIX):
+        name = builder.info.description  # with the revision
+    else:
+        name = builder.info.full_name
+    return f'{name}, grey' if dataset.channels == 1 else name
 
 
 def count_classes(dataset: ml_collections.ConfigDict) -> int:
@@ -286,22 +290,26 @@ def _is_encoded(builder: tfds.core.DatasetBuilder) -> bool:
 def _converted(
     builder: tfds.core.DatasetBuilder,
     examples: Sequence[Any],
-    image_size: int,
+    dataset: ml_collections.ConfigDict,
     labelled: bool,
 ) -> Sequence[Example]:
-    stored_size = builder.info.features['image'].shape[:2]
-    if labelled and not _is_encoded(builder) and stored_size == (image_size, image_size):
+    size, is_grey = dataset.image_size, dataset.channels == 1
+    as_wanted = builder.info.features['image'].shape[:2] == (size, size) and not is_grey
+    if labelled and not _is_encoded(builder) and as_wanted:
         return examples
     return grain.MapDataset.source(examples).map(
-        functools.partial(_convert, image_size=image_size, labelled=labelled)
+        functools.partial(_convert, image_size=size, is_grey=is_grey, labelled=labelled)
     )
 
 
-def _convert(example: dict[str, Any], image_size: int, labelled: bool) -> Example:
+def _convert(example: dict[str, Any], image_size: int, is_grey: bool, labelled: bool) -> Example:
     stored = example['image']
     encoded = isinstance(stored, bytes)
     image = open_image(io.BytesIO(stored)) if encoded else Image.fromarray(stored)
     label = example['label'] if labelled else 0
     if label < 0:
         raise UserError('The data set has images without a label: choose another split.')
-    return {'image': np.asarray(square(image, image_size)), 'label': label}
+    image = square(image, image_size)
+    if is_grey:
+        image = image.convert('L').convert('RGB')
+    return {'image': np.asarray(image), 'label': label}

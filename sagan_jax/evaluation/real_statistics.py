@@ -37,7 +37,7 @@ class Networks(NamedTuple):
     Attributes:
       features: computes the features of the scores.
       classifier: predicts the class; None if the data have no classes.
-      colours: whether to measure colours too, for the data set 'shapes'.
+      colours: whether to measure colours too, for the data set 'shapes' unless it is grey.
     """
 
     features: FeatureNetwork
@@ -79,7 +79,7 @@ class Statistics(NamedTuple):
     Attributes:
       collected: moments, sums for the Inception Score, and the features that were kept.
       shares: 'class_share', the share of images whose class the classifier predicts, if there are
-        classes; `shapes.SCORES` for the data set 'shapes'.
+        classes; `shapes.SCORES` with `Networks.colours`.
     """
 
     collected: Collected
@@ -96,7 +96,9 @@ def load_networks(config: ml_collections.ConfigDict, source: data.Source) -> Net
     Raises:
       UserError: if the Inception weights are unavailable.
     """
-    colours, has_classes = config.dataset.name == 'shapes', config.dataset.num_classes > 1
+    dataset = config.dataset
+    colours = dataset.name == 'shapes' and dataset.channels == 3
+    has_classes = dataset.num_classes > 1
     if config.evaluation.features == 'in_domain':
         classifier = _classifier(config, source)
         return Networks(classifier, classifier if has_classes else None, colours)

@@ -77,6 +77,7 @@ def create_generator(
     model, bn = config.model, config.batch_norm
     arch = ARCHITECTURES[model.architecture][config.dataset.image_size]
     widths = tuple(width * model.generator_width for width in arch.generator)
+    channels = config.dataset.channels
     norm = {
         'decay': bn.decay if momentum is None else momentum,
         'epsilon': bn.epsilon,
@@ -85,10 +86,11 @@ def create_generator(
     }
     module: nn.Module
     if model.architecture == 'dcgan':
-        module = DCGANGenerator(arch.start, widths, **norm)
+        module = DCGANGenerator(channels, arch.start, widths, **norm)
     else:
         classes = config.dataset.num_classes if num_classes is None else num_classes
         module = Generator(
+            channels=channels,
             start=arch.start,
             widths=widths,
             attention=tuple(model.generator_attention),
@@ -109,15 +111,17 @@ def create_discriminator(
 ) -> Network:
     """Creates the discriminator of a configuration. See `create` for the arguments."""
     model, bn, image_size = config.model, config.batch_norm, config.dataset.image_size
+    channels = config.dataset.channels
     arch = ARCHITECTURES[model.architecture][image_size]
     widths = tuple(width * model.discriminator_width for width in arch.discriminator)
     dtype = jnp.dtype(config.dtype)
     module: nn.Module
     if model.architecture == 'dcgan':
-        module = DCGANDiscriminator(widths, bn.decay, bn.epsilon, axis_name, dtype)
+        module = DCGANDiscriminator(channels, widths, bn.decay, bn.epsilon, axis_name, dtype)
     else:
         classes = config.dataset.num_classes
         module = Discriminator(
+            channels=channels,
             widths=widths,
             downs=arch.downs,
             relu_skip=model.discriminator_skip == 'relu',

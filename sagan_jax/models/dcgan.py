@@ -11,12 +11,14 @@ class DCGANGenerator(nn.Module):
     """Noise → feature map, then 4×4 transposed convolutions of stride 2, batch norm, ReLU between.
 
     Attributes:
+      channels: of the image, see `Generator`.
       start: height and width of the first feature map.
       widths: channels of the first feature map, then of each layer but the last one.
       decay, epsilon, axis_name: see `BatchNorm`.
       dtype: of the activations.
     """
 
+    channels: int
     start: int
     widths: tuple[int, ...]
     decay: float
@@ -41,16 +43,19 @@ class DCGANGenerator(nn.Module):
         x = Dense(size**2 * first, dtype=self.dtype, name='dense')(z).reshape(-1, size, size, first)
         for number, width in enumerate(widths, start=1):
             x = up(width, f'conv{number}')(activate(x, f'norm{number}'))
-        x = up(3, 'conv')(activate(x, 'norm'))
-        return jnp.tanh(x.astype(jnp.float32))
+        x = up(self.channels, 'conv')(activate(x, 'norm'))
+        images = jnp.tanh(x.astype(jnp.float32))  # [B, S, S, channels]
+        return jnp.broadcast_to(images, (*images.shape[:3], 3))
 
 
 class DCGANDiscriminator(nn.Module):
     """4×4 convolutions with stride 2, leaky ReLU, batch norm on all but the first, dense to 1.
 
-    Attributes: see `DCGANGenerator`; `widths` are those of the convolutions.
+    Attributes: see `DCGANGenerator`; it sees the first `channels` of the image, and `widths` are
+    those of the convolutions.
     """
 
+    channels: int
     widths: tuple[int, ...]
     decay: float
     epsilon: float
@@ -65,7 +70,7 @@ class DCGANDiscriminator(nn.Module):
             norm = BatchNorm(0, self.decay, self.epsilon, self.axis_name, self.dtype, name=name)
             return norm(x, labels, train)
 
-        x = images.astype(self.dtype)
+        x = images[..., : self.channels].astype(self.dtype)
         for number, width in enumerate(self.widths, start=1):
             x = Conv(width, 4, self.dtype, name=f'conv{number}')(x)
             x = nn.leaky_relu(norm(x, f'norm{number}') if number > 1 else x, 0.2)

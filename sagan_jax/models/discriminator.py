@@ -58,6 +58,7 @@ class Discriminator(nn.Module):
     With conditioning 'acgan' an auxiliary classifier replaces the projection.
 
     Attributes:
+      channels: the first channels of the image that it sees: 3, or 1 of grey images.
       widths: channels of each block.
       downs: the number of blocks, counted from the image, that halve the resolution.
       relu_skip: see `DownBlock`.
@@ -68,6 +69,7 @@ class Discriminator(nn.Module):
       dtype: of the activations; the sum over space and the logits are float32.
     """
 
+    channels: int
     widths: tuple[int, ...]
     downs: int
     relu_skip: bool
@@ -88,7 +90,7 @@ class Discriminator(nn.Module):
         part of the signature that all networks share.
         """
         del train
-        x = images.astype(self.dtype)
+        x = images[..., : self.channels].astype(self.dtype)
         for number, width in enumerate(self.widths, start=1):
             size, down = x.shape[1], number <= self.downs
             if number == 1:

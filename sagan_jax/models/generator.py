@@ -32,6 +32,7 @@ class Generator(nn.Module):
     """A stack of up blocks from a small feature map to the image.
 
     Attributes:
+      channels: of the image, 3 or 1. A single channel is repeated, which gives a grey image.
       start: height and width of the first feature map.
       widths: channels of the first feature map, then of each up block.
       attention: the resolutions at which an attention block follows the up block.
@@ -44,6 +45,7 @@ class Generator(nn.Module):
       drawn, unbiased: see `BatchNorm`.
     """
 
+    channels: int
     start: int
     widths: tuple[int, ...]
     attention: tuple[int, ...]
@@ -79,5 +81,6 @@ class Generator(nn.Module):
                 x = self.attention_block(name=f'attention{x.shape[1]}')(x)
 
         x = nn.relu(norm(num_classes=0, decay=self.last_decay, name='norm')(x, labels, train))
-        x = Conv(3, 3, self.dtype, name='conv')(x)
-        return jnp.tanh(x.astype(jnp.float32))
+        x = Conv(self.channels, 3, self.dtype, name='conv')(x)
+        images = jnp.tanh(x.astype(jnp.float32))  # [B, S, S, channels]
+        return jnp.broadcast_to(images, (*images.shape[:3], 3))

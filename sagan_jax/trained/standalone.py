@@ -44,7 +44,8 @@ def generate(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
         x = _attention(x, f'attention{x.shape[1]}')
         number += 1
     last = _transposed_convolution if is_dcgan else _convolution
-    return np.tanh(last(_activated(x, 'norm', labels), 'conv'))
+    images = np.tanh(last(_activated(x, 'norm', labels), 'conv'))
+    return np.broadcast_to(images, (*images.shape[:3], 3))  # grey ones have one channel
 
 
 def program() -> Callable[..., Any]:

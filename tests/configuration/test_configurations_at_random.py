@@ -51,6 +51,7 @@ def valid(draw):
         'loss': ['hinge', 'non_saturating'],
         'batch_size': [4, 8],
         'dataset.num_classes': [0, 1, 3] if found['model.conditioning'] == 'none' else [1, 3],
+        'dataset.channels': [1, 3],
         'dataset.flip': [False, True],
         'model.generator_width': [1, 2, 5],
         'model.discriminator_width': [1, 2, 5],

@@ -14,6 +14,7 @@ def dataset(tmp_path):
             'image_key': None,
             'label_key': None,
             'image_size': 32,
+            'channels': 3,
             'num_classes': 10,
             'flip': False,
         },

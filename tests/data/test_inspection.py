@@ -35,6 +35,12 @@ def grey(folder):
     return '20 of the first 60 images are grey, and as many samples will be: remove'
 
 
+def all_grey(folder):
+    for path in folder.glob('*/*'):
+        Image.open(path).convert('L').save(path)
+    return 'the first 60 images are all grey: set --config.dataset.channels=1'
+
+
 def copies(folder):
     for index in range(5):
         shutil.copy(folder / 'ant' / f'{index}.jpg', folder / 'ant' / f'copy{index}.jpg')
@@ -73,7 +79,7 @@ def one(folder):
     return 'all 20 images have the same class, .*: set --config.model.conditioning=none'
 
 
-@pytest.mark.parametrize('spoil', [grey, copies, frames, shapes, few, one])
+@pytest.mark.parametrize('spoil', [grey, all_grey, copies, frames, shapes, few, one])
 def test_each_property_is_reported_in_one_line(spoil, photographs, dataset, tmp_path):
     folder = shutil.copytree(photographs, tmp_path / 'own')
     sentence = spoil(folder)
@@ -82,7 +88,9 @@ def test_each_property_is_reported_in_one_line(spoil, photographs, dataset, tmp_
     assert re.search(sentence, line)
 
 
-def test_photographs_give_no_line(photographs, dataset):
+@pytest.mark.parametrize('channels', [1, 3])
+def test_photographs_give_no_line(photographs, dataset, channels):
+    dataset.channels = channels
     assert report(dataset, photographs) == []
 
 

@@ -141,6 +141,24 @@ def test_shapes_resized_on_the_fly(dataset):
     assert example['image'].shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize('image_size', [32, 64])
+def test_one_channel_makes_images_grey(dataset, image_size):
+    dataset.image_size = image_size
+    coloured = data.load(dataset, 'test')
+    dataset.channels = 1
+    grey = data.load(dataset, 'test')
+    assert grey.name == f'{coloured.name}, grey'  # statistics are stored by the name
+    assert grey.content == coloured.content
+    images, labels = data.all_examples(grey)
+    expected, expected_labels = data.all_examples(coloured)
+    np.testing.assert_array_equal(labels, expected_labels)
+    luma = expected @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    assert images.dtype == np.uint8
+    assert np.abs(images - luma[..., None]).max() <= 0.51
+    assert images.shape == expected.shape
+    assert (np.ptp(images, -1) == 0).all()
+
+
 def test_number_of_classes(tiny):
     tiny.num_classes = 10
     with pytest.raises(UserError, match=r'tiny_images has 3 classes .* is 10: .*num_classes=3'):

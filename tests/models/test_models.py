@@ -126,6 +126,54 @@ def test_several_labels_per_image():
     assert abs(logits[0, 0] - logits[0, 1]) > 1e-3
 
 
+@pytest.mark.parametrize('architecture', ['pyramid', 'dcgan'])
+def test_one_channel_equals_three_that_are_the_same(architecture):
+    """As three-channel networks whose weights repeat the channel, or do not look at two of them."""
+    settings = {'model.architecture': architecture, 'spectral_norm.generator': False}
+    if architecture == 'dcgan':
+        settings |= {'model.conditioning': 'none'}
+        settings |= {f'model.{each}_attention': () for each in ('generator', 'discriminator')}
+    networks = {n: compiled(tiny.config(dataset__channels=n, **settings)) for n in (1, 3)}
+    variables = [network.init(jax.random.key(n)) for n, network in enumerate(networks[1])]
+
+    def widened(path, leaf):
+        if path[0].key == 'conv':  # the generator's last layer
+            return jnp.repeat(leaf, 3, -1)
+        first = path[-1].key == 'kernel' and leaf.ndim == 4 and leaf.shape[2] == 1
+        return jnp.pad(leaf, ((0, 0), (0, 0), (0, 2), (0, 0))) if first else leaf
+
+    wide = [{**each, 'params': jax.tree_util.tree_map_with_path(widened, each['params'])}
+            for each in variables]  # fmt: skip
+    counts = [models.count_parameters(each) for each in (*variables, *wide)]
+    three = [jax.eval_shape(network.init, jax.random.key(0)) for network in networks[3]]
+    assert counts[2:] == [models.count_parameters(each) for each in three]
+    assert counts[0] < counts[2]
+    assert counts[1] < counts[3]
+
+    z, labels = jax.random.normal(jax.random.key(1), (4, 8)), jnp.array([0, 1, 2, 0])
+    outputs = {}
+    for n, (generator, discriminator), (g, d) in zip(
+        networks, networks.values(), (variables, wide), strict=True
+    ):
+        images, _ = generator.apply(generator.normalise(g)[0], z, labels, train=False)
+        weights = discriminator.normalise(d)[0]
+
+        def logits(images, discriminator=discriminator, weights=weights):
+            found, _ = discriminator.apply(weights, images, labels, train=False)
+            return found.sum(), found
+
+        # The gradient too, for R1 and the generator.
+        gradient, found = jax.grad(logits, has_aux=True)(images)
+        outputs[n] = images, gradient, found
+    chex.assert_trees_all_close(outputs[1], outputs[3], atol=1e-5)
+    images, gradient, _ = outputs[1]
+    assert images.shape == (4, 32, 32, 3)
+    assert images.std() > 0.01
+    np.testing.assert_array_equal(images, np.repeat(images[..., :1], 3, -1))
+    assert gradient[..., 0].any()
+    assert not gradient[..., 1:].any()
+
+
 def test_apply_refuses_variables_that_are_not_normalised(tiny_networks):
     generator, _ = tiny_networks
     variables = generator.init(jax.random.key(0))

@@ -36,12 +36,17 @@ CONFIGURATIONS = {
         'batch_norm.epsilon': 1e-2,
         'model.generator_attention': (),
     },
+    'pyramid of one channel': {'dataset.channels': 1},
     'pyramid of 48×48': {'dataset.image_size': 48, 'model.generator_attention': (24, 12)},
     'pyramid with a residual block': {
         'model.conditioning': 'none',
         'model.attention_block': 'residual',
     },
-    'dcgan': {'model.conditioning': 'none', 'model.generator_attention': ()},
+    'dcgan of one channel': {
+        'dataset.channels': 1,
+        'model.conditioning': 'none',
+        'model.generator_attention': (),
+    },
     'dcgan of 24×24': {
         'dataset.image_size': 24,
         'model.conditioning': 'none',
