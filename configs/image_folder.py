@@ -9,6 +9,7 @@ unpacked; a compressed tar is read as a whole at each start. WebP, GIF, BMP, TIF
 are read as well. On first use the images are cropped to their centre, resized to
 `dataset.image_size` (24, 32, 48, 64, 96, … 1024) and stored beside the other data sets of TFDS.
 --config.model.conditioning=none trains without the classes of a folder.
+--config.dataset.channels=1 makes images grey, and samples are grey then too.
 --config.dataset.name=hf:OWNER/NAME takes the images of the Hugging Face hub instead.
 
 A discriminator learns few images by heart. If there are fewer than 10,000, it therefore sees them

@@ -9,9 +9,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import evaluate as evaluation
+from sagan_jax.metrics import in_domain
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 from sagan_jax.system.replicas import replicate
@@ -156,3 +158,31 @@ def test_two_steps_at_96():
         state, metrics = step(state, *tiny.batch(config, seed))
         assert all(np.isfinite(value).all() for value in metrics.values())
     assert int(np.asarray(state.step).ravel()[0]) == 2
+
+
+def test_grey_images_train_one_channel(tmp_path):
+    """Coloured files too: what is trained, drawn and scored is grey everywhere."""
+    config = tiny.folder_config(
+        tiny.photographs(tmp_path / 'own', 20, ('ant', 'bee')),
+        dataset__channels=1,
+        dataset__num_classes=None,
+        num_train_steps=2,
+        sample_every=2,
+        evaluate_every=2,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_domain, 'STEPS', 2)
+        train(config.lock(), tmp_path / 'run')
+    model = load(tmp_path / 'run')
+    assert model.generator['params']['conv']['kernel'].shape[-1] == 1
+    assert model.discriminator['params']['block1']['conv1']['kernel'].shape[2] == 1
+    for name in ('samples/000002.png', 'samples/reals.png'):
+        assert (np.ptp(np.asarray(Image.open(tmp_path / 'run' / name)), -1) == 0).all()
+    assert (np.ptp(model.sample(n=2), -1) == 0).all()
+    other = tiny.folder_config(
+        tmp_path / 'own', dataset__num_classes=2, init__run=str(tmp_path / 'run')
+    )
+    with pytest.raises(
+        UserError, match=r'networks .* differ .*: set --config.dataset.channels=1\.'
+    ):
+        train(other, tmp_path / 'other')
