@@ -13,7 +13,8 @@ are read as well. On first use the images are cropped to their centre, resized t
 --config.dataset.name=hf:OWNER/NAME takes the images of the Hugging Face hub instead.
 
 A discriminator learns few images by heart. If there are fewer than 10,000, it therefore sees them
-augmented (Zhao et al. 2020). --config.diff_augment='' turns that off.
+augmented (Zhao et al. 2020). --config.diff_augment= turns that off, which suits narrow networks and
+short runs, as on a CPU: see docs/few_images.md.
 
 The defaults suit 64×64 on one GPU. --config.dtype=bfloat16 computes activations in half precision.
 On a CPU use --config.dataset.image_size=32 and widths from 16 to 32.
