@@ -17,24 +17,23 @@ if __name__ == '__main__':
     ending.prepare()  # before the imports that take seconds
 
 import argparse
+import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 from scipy import stats
 
 from sagan_jax import data
 from sagan_jax.errors import UserError
 from sagan_jax.evaluation import real_statistics, training_data
-from sagan_jax.evaluation.real_statistics import Networks
 from sagan_jax.metrics import scores
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.system import compilation
 from sagan_jax.system.paths import check_path
-from sagan_jax.system.streaming import on_devices
 from sagan_jax.trained.model import create_loader
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID
@@ -47,10 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
     check_path(options.source_dir, '--source_dir')
     for run in options.runs:
         check_path(run, 'RUN')
-    compilation.use_cache()
-    for run in options.runs:
-        for row in score(RunFolder(Path(run)), options.source_dir, options.num_images):
-            print(json.dumps(row), flush=True)
+    output = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is JSON
+        compilation.use_cache()
+        for run in options.runs:
+            for row in score(RunFolder(Path(run)), options.source_dir, options.num_images):
+                print(json.dumps(row), file=output, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,7 +103,7 @@ def score(run: RunFolder, source_dir: str, num_images: int) -> Iterator[dict[str
     judged = {'train': _some(trained), 'test': _some(held_out)}
     for model in create_loader(run.path)('all'):
         images, labels = model.sample(n=num_images), model.labels(n=num_images)
-        fake = _features(config, networks, images)
+        fake = real_statistics.features_of(networks.features, images, batch_size)
         kid, deviation = scores.kid(real, fake, SUBSETS, SUBSET_SIZE, config.seed)
         fakes = model.discriminate(images[:JUDGED], labels[:JUDGED])
         yield {
@@ -130,15 +131,6 @@ def _some(source: data.Source) -> tuple[np.ndarray, np.ndarray]:
 def _share_of_pairs(higher: np.ndarray, lower: np.ndarray) -> float:
     """The share of pairs in which the first logit is higher: the area under the ROC curve."""
     return float(stats.mannwhitneyu(higher, lower).statistic / (len(higher) * len(lower)))
-
-
-def _features(
-    config: ml_collections.ConfigDict, networks: Networks, images: np.ndarray
-) -> np.ndarray:
-    """Features float32 [n, d] of images uint8 [n, S, S, 3]."""
-    network = networks.features
-    stream = on_devices(network.apply, config.evaluation.batch_size, total=len(images))
-    return np.concatenate([part[network.layer] for part in stream(network.variables, [images])])
 
 
 def _nearest(real: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ import numpy as np
 
 from sagan_jax import data
 from sagan_jax.evaluation import real_statistics
-from sagan_jax.system.streaming import on_devices
 
 
 class Neighbours(NamedTuple):
@@ -40,11 +39,9 @@ def nearest_images(
       UserError: if the weights of the feature network are unavailable.
     """
     networks = real_statistics.load_networks(config, source)
-    settings, features = config.evaluation, networks.features
-    real, _ = real_statistics.load_features(source, networks, settings.batch_size)
-    stream = on_devices(features.apply, settings.batch_size, total=len(images))
-    parts = stream(features.variables, [images])
-    fake = np.concatenate([part[features.layer] for part in parts])
+    batch_size = config.evaluation.batch_size
+    real, _ = real_statistics.load_features(source, networks, batch_size)
+    fake = real_statistics.features_of(networks.features, images, batch_size)
 
     squares = np.einsum('nd,nd->n', real, real)
     rows, distances = _nearest(real, squares, fake, k)

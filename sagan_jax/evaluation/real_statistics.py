@@ -166,6 +166,12 @@ def load_features(
     return stored['features'], stored['labels']
 
 
+def features_of(network: FeatureNetwork, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Features float32 [n, d] of images uint8 [n, S, S, 3], over the local devices."""
+    stream = on_devices(network.apply, batch_size, total=len(images))
+    return np.concatenate([part[network.layer] for part in stream(network.variables, [images])])
+
+
 def gather(
     parts: Iterable[dict[str, np.ndarray]],
     labels: Callable[[], np.ndarray],

@@ -45,8 +45,7 @@ def cheap(monkeypatch):
 def test_a_line_for_each_checkpoint(folders, capsys):
     run, whole = str(folders / 'run'), str(folders / 'all')
     memorisation.main([run, '--source_dir', whole, '--num_images', '64'])
-    printed = capsys.readouterr().out.splitlines()
-    rows = [json.loads(line) for line in printed if line.startswith('{')]
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row['step'] for row in rows] == [2, 4]
     for row in rows:
         assert row['run'] == run
