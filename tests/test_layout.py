@@ -52,6 +52,7 @@ LAUNCH = {
     'compile': 'benchmark',
     'sweep': '',
     'convert': '',
+    'memorisation': '',
     'local_cluster': 'until_done',
     'until_done': '',
     'report': 'sweep',

@@ -45,6 +45,7 @@ def load(folder, data_dir, classes=3):
                 'source_dir': str(folder),
                 'data_dir': str(data_dir),
                 'image_size': 8,
+                'channels': 3,
                 'num_classes': classes,
             }
         )

@@ -44,6 +44,7 @@ CONFIGURATIONS = {
     },
     'dcgan of one channel': {
         'dataset.channels': 1,
+        'model.generator_width': 4,
         'model.conditioning': 'none',
         'model.generator_attention': (),
     },
