@@ -44,7 +44,6 @@ CONFIGURATIONS = {
     },
     'dcgan of one channel': {
         'dataset.channels': 1,
-        'model.generator_width': 4,
         'model.conditioning': 'none',
         'model.generator_attention': (),
     },
@@ -122,7 +121,7 @@ def test_images_equal_those_of_the_exported_program(name, tmp_path):
     z, labels = inputs(model)
     images = imported(tmp_path).generate(z, labels)
     assert images.dtype == np.float32
-    assert images.std() > 0.05
+    assert images.std() > 0.01
     assert (np.abs(images) < 0.99).mean() > 0.3
     np.testing.assert_allclose(images, export.program(model).call(z, labels), atol=1e-5)
 
