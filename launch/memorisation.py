@@ -84,12 +84,18 @@ def score(run: RunFolder, source_dir: str, num_images: int) -> Iterator[dict[str
       A row for each checkpoint, in the order of the steps.
 
     Raises:
-      UserError: if there is no such run or folder, or if its classes are others.
+      UserError: if there is no such run or folder, if its classes are others, or if there are too
+        few images.
     """
+    if num_images < SUBSET_SIZE:
+        raise UserError(
+            f'{num_images} generated images are too few for KID: set --num_images={SUBSET_SIZE} or '
+            'more.'
+        )
     config = run.config()
     trained = training_data.load(config, run)
     config.unlock()
-    config.dataset.source_dir = source_dir
+    config.dataset.update(name='image_folder', source_dir=source_dir)  # whatever the run has
     whole, held_out = (data.load(config.dataset, split) for split in ('train', 'test'))
     if whole.class_names != trained.class_names:
         raise UserError(

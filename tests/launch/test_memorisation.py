@@ -90,6 +90,18 @@ def test_shares_and_distances_are_those_of_all_pairs():
     np.testing.assert_allclose(memorisation._nearest(real, points), expected, atol=1e-9)
 
 
+def test_too_few_images_are_refused_at_once(folders):
+    with pytest.raises(UserError, match=r'^19 generated images are too few for KID: set --num_im'):
+        next(memorisation.score(RunFolder(folders / 'run'), str(folders / 'all'), 19))
+
+
+def test_a_run_of_another_data_set_is_compared_with_the_folder(folders, tmp_path):
+    """Not with its own data set, which takes no folder."""
+    train(tiny.config(dataset__num_classes=10, num_train_steps=2).lock(), tmp_path / 'run')
+    with pytest.raises(UserError, match=r'all has 2 classes but dataset.num_classes is 10'):
+        next(memorisation.score(RunFolder(tmp_path / 'run'), str(folders / 'all'), 64))
+
+
 def test_other_classes_are_refused(folders, tmp_path):
     tiny.photographs(tmp_path / 'all' / 'train', 2, ('ant', 'cow'))
     tiny.photographs(tmp_path / 'all' / 'test', 2, ('ant', 'cow'))

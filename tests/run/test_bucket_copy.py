@@ -138,7 +138,7 @@ FILES = st.dictionaries(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(FILES, min_size=1, max_size=4))
 def test_what_is_copied_arrives(tmp_path_factory, versions):
     memory, folder = Memory(), tmp_path_factory.mktemp('run')

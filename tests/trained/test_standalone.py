@@ -42,11 +42,7 @@ CONFIGURATIONS = {
         'model.conditioning': 'none',
         'model.attention_block': 'residual',
     },
-    'dcgan of one channel': {
-        'dataset.channels': 1,
-        'model.conditioning': 'none',
-        'model.generator_attention': (),
-    },
+    'dcgan': {'model.conditioning': 'none', 'model.generator_attention': ()},
     'dcgan of 24×24': {
         'dataset.image_size': 24,
         'model.conditioning': 'none',
@@ -121,7 +117,7 @@ def test_images_equal_those_of_the_exported_program(name, tmp_path):
     z, labels = inputs(model)
     images = imported(tmp_path).generate(z, labels)
     assert images.dtype == np.float32
-    assert images.std() > 0.01
+    assert images.std() > 0.05
     assert (np.abs(images) < 0.99).mean() > 0.3
     np.testing.assert_allclose(images, export.program(model).call(z, labels), atol=1e-5)
 
