@@ -29,7 +29,7 @@ from scipy import stats
 
 from sagan_jax import data
 from sagan_jax.errors import UserError
-from sagan_jax.evaluation import real_statistics, training_data
+from sagan_jax.evaluation import neighbours, real_statistics, training_data
 from sagan_jax.metrics import scores
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.system import compilation
@@ -110,6 +110,7 @@ def score(run: RunFolder, source_dir: str, num_images: int) -> Iterator[dict[str
     for model in create_loader(run.path)('all'):
         images, labels = model.sample(n=num_images), model.labels(n=num_images)
         fake = real_statistics.features_of(networks.features, images, batch_size)
+        to_known, to_real = (neighbours.nearest(rows, fake, 1)[1] for rows in (known, real))
         kid, deviation = scores.kid(real, fake, SUBSETS, SUBSET_SIZE, config.seed)
         fakes = model.discriminate(images[:JUDGED], labels[:JUDGED])
         yield {
@@ -118,7 +119,7 @@ def score(run: RunFolder, source_dir: str, num_images: int) -> Iterator[dict[str
             'fid': scores.fid(real, fake),
             'kid': kid,
             'kid_std': deviation,
-            'nearest': float((_nearest(known, fake) <= _nearest(real, fake) + 1e-4).mean()),
+            'nearest': float((to_known <= to_real + 1e-4).mean()),
             **{
                 name: _share_of_pairs(model.discriminate(*some), fakes)
                 for name, some in judged.items()
@@ -137,14 +138,6 @@ def _some(source: data.Source) -> tuple[np.ndarray, np.ndarray]:
 def _share_of_pairs(higher: np.ndarray, lower: np.ndarray) -> float:
     """The share of pairs in which the first logit is higher: the area under the ROC curve."""
     return float(stats.mannwhitneyu(higher, lower).statistic / (len(higher) * len(lower)))
-
-
-def _nearest(real: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The squared distance from each point [n, d] to the nearest of `real` [N, d], float32 [n]."""
-    squares = np.einsum('nd,nd->n', real, real)
-    parts = np.array_split(points, max(1, len(points) // 500))
-    nearest = [(squares - 2 * part @ real.T).min(1) for part in parts]
-    return np.concatenate(nearest) + np.einsum('nd,nd->n', points, points)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Finds the training images nearest to generated images, to show whether any was memorised."""
 
+import math
 from typing import NamedTuple
 
 import ml_collections
@@ -7,6 +8,8 @@ import numpy as np
 
 from sagan_jax import data
 from sagan_jax.evaluation import real_statistics
+
+BLOCK = 500  # points whose distances to all images are in memory
 
 
 class Neighbours(NamedTuple):
@@ -43,18 +46,30 @@ def nearest_images(
     real, _ = real_statistics.load_features(source, networks, batch_size)
     fake = real_statistics.features_of(networks.features, images, batch_size)
 
-    squares = np.einsum('nd,nd->n', real, real)
-    rows, distances = _nearest(real, squares, fake, k)
-    nearest = [[source.examples[row]['image'] for row in neighbours] for neighbours in rows]
+    rows, distances = nearest(real, fake, k)
+    found = [[source.examples[row]['image'] for row in neighbours] for neighbours in rows]
     chosen = np.random.default_rng(0).permutation(len(real))[: len(images)]
-    _, among = _nearest(real, squares, real[chosen], 2)  # one of the two is the image itself
-    return Neighbours(np.array(nearest), distances, among.max(1))
+    _, among = nearest(real, real[chosen], 2)  # one of the two is the image itself
+    return Neighbours(np.array(found), distances, among[:, -1])
 
 
-def _nearest(
-    real: np.ndarray, squares: np.ndarray, points: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `real` [N, d] nearest to each point [n, d], and their distances, both [n, k]."""
-    # |r - p|² without |p|², which does not depend on r. Needs no copy of `real`.
-    rows = np.stack([np.argsort(squares - 2 * real @ point)[:k] for point in points])
-    return rows, np.linalg.norm(real[rows] - points[:, None], axis=-1)
+def nearest(real: np.ndarray, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the k rows of `real` nearest to each point.
+
+    Args:
+      real: float32 [N, d].
+      points: float32 [n, d].
+      k: rows of each point; at most N are found.
+
+    Returns:
+      The rows, int64 [n, k], nearest first, and their Euclidean distances, float32 [n, k].
+    """
+    squares, k = np.einsum('nd,nd->n', real, real), min(k, len(real))
+    parts = np.array_split(points, math.ceil(len(points) / BLOCK))
+    # |r - p|² without |p|², which does not depend on r.
+    rows = np.concatenate([
+        np.argpartition(squares - 2 * part @ real.T, k - 1)[:, :k] for part in parts
+    ])  # fmt: skip
+    distances = np.linalg.norm(real[rows] - points[:, None], axis=-1)
+    order = np.argsort(distances)
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)

@@ -1,9 +1,11 @@
 """Nearest training images and their distances."""
 
 import numpy as np
+import pytest
+from scipy import spatial
 
 from sagan_jax import data
-from sagan_jax.evaluation import real_statistics
+from sagan_jax.evaluation import neighbours, real_statistics
 from sagan_jax.evaluation.neighbours import nearest_images
 from sagan_jax.figures import neighbours_figure
 from sagan_jax.metrics.features import FeatureNetwork
@@ -42,3 +44,15 @@ def test_a_memorised_image_is_found(tmp_path, monkeypatch):
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[0] == titles[5] == 'sample'
     assert titles[2] == f'{found.distances[0, 1]:.3g}'
+
+
+@pytest.mark.parametrize('block', [1, 7, 500])
+@pytest.mark.parametrize('k', [1, 3, 60])
+def test_nearest_rows_are_those_of_all_distances(monkeypatch, block, k):
+    monkeypatch.setattr(neighbours, 'BLOCK', block)
+    rng = np.random.default_rng(0)
+    real, points = (rng.normal(size=(n, 6)).astype(np.float32) for n in (40, 17))
+    rows, distances = neighbours.nearest(real, points, k)
+    expected = spatial.distance.cdist(points, real)
+    np.testing.assert_array_equal(rows, np.argsort(expected)[:, :k])
+    np.testing.assert_allclose(distances, np.sort(expected)[:, :k], rtol=1e-5)
