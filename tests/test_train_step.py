@@ -16,6 +16,7 @@ from sagan_jax.augmentation import NUMBERS, augment
 from sagan_jax.errors import UserError
 from sagan_jax.game import create_game
 from sagan_jax.gradients import accumulate
+from sagan_jax.models.architectures import ARCHITECTURES, Architecture
 from sagan_jax.run import integrity
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
@@ -28,6 +29,15 @@ from sagan_jax.train_step import (
 )
 from tests import tiny
 from tests.traced import operations, precisions
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_networks():
+    """One block of the generator, two of the discriminator."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES['pyramid'], 8, Architecture((2, 1), (1, 2), downs=1))
+        patch.setitem(ARCHITECTURES['dcgan'], 8, Architecture((1,), (1,), downs=1))
+        yield
 
 
 def open_gammas(state):
@@ -48,6 +58,8 @@ def open_gammas(state):
 def base(**overrides):
     """One configuration for most tests here, because each other one has to be compiled.
 
+    Its networks, see `small_networks`, compile in half of the time of those at 32×32.
+
     Adam moves a parameter whose gradient is rounding noise, such as a bias in front of batch norm,
     by the whole learning rate in a random direction. An epsilon above that noise keeps this out of
     comparisons over several steps. With seed 0, unoptimised XLA and float32, gradients on one and
@@ -59,15 +71,23 @@ def base(**overrides):
         'ema__decay': 0.5,
         'ema__start_step': 1,
         'dataset__flip': True,
+        'dataset__image_size': 8,
+        'model__generator_attention': (8,),
+        'model__discriminator_attention': (4,),
         'optimizer__epsilon': 1e-6,
     }
     return tiny.config(**settings | overrides)
 
 
-def run(config, devices, steps, start=0):
+@functools.cache
+def step_of(devices, **overrides):
+    return create_train_step(base(**overrides), jax.devices()[:devices])
+
+
+def run(devices, steps, start=0, **overrides):
     """The state and the metrics of each call, on the first `devices` devices."""
-    used = jax.devices()[:devices]
-    train_step = create_train_step(config, used)
+    config, used = base(**overrides), jax.devices()[:devices]
+    train_step = step_of(devices, **overrides)
     state = create_state(config)._replace(step=np.int32(start))
     state = replicate(open_gammas(state), used)
     history = []
@@ -80,20 +100,19 @@ def run(config, devices, steps, start=0):
 @pytest.fixture(scope='module')
 def on_devices():
     """Five steps of one configuration on 1, 2 and 8 devices."""
-    return {devices: run(base(), devices, 5) for devices in (1, 2, 8)}
+    return {devices: run(devices, 5) for devices in (1, 2, 8)}
 
 
 @pytest.fixture(scope='module')
 def first_step():
     """The first step of the same runs: the states before (on the host) and after."""
     before = jax.tree.map(np.array, open_gammas(create_state(base())))
-    return before, {devices: run(base(), devices, 1)[0] for devices in (1, 2, 8)}
+    return before, {devices: run(devices, 1)[0] for devices in (1, 2, 8)}
 
 
 def test_accumulated_gradients_equal_those_on_more_devices(alone_on_devices):
     """Two parts on each of four devices have the batch moments of eight devices."""
-    config = base(gradient_accumulation=2, batch_norm__cross_replica=False)
-    accumulated = run(config, 4, 1)[0]
+    accumulated = run(4, 1, gradient_accumulation=2, batch_norm__cross_replica=False)[0]
     one, several = gradients(accumulated), gradients(alone_on_devices)
     for path, gradient in one.items():
         difference = np.linalg.norm(several[path] - gradient)
@@ -108,7 +127,7 @@ def test_gathering_batches_on_the_devices_changes_nothing():
     results = [
         train_step(replicate(create_state(config), used), *batch)
         for train_step, batch in (
-            (create_train_step(config, used), (images[rows], labels[rows])),
+            (step_of(2), (images[rows], labels[rows])),
             (create_gathering_train_step(config, (images, labels), used), (rows,)),
         )
     ]
@@ -136,9 +155,9 @@ def test_shard_map_in_place_of_pmap_gives_the_same_bits():
         donate_argnums=0,
     )
     images, labels = tiny.batch(config)
-    batches = images.reshape(2, 1, 1, 4, 32, 32, 3), labels.reshape(2, 1, 1, 4)
+    batches = images.reshape(2, 1, 1, 4, 8, 8, 3), labels.reshape(2, 1, 1, 4)
     begin = jax.tree.map(np.array, open_gammas(create_state(config)))
-    with_pmap = create_train_step(config, devices)(replicate(begin, devices), images, labels)
+    with_pmap = step_of(2)(replicate(begin, devices), images, labels)
     with_shard_map = mapped(replicate(begin, devices), batches)
     chex.assert_trees_all_equal(with_shard_map, with_pmap)
 
@@ -178,7 +197,7 @@ def test_names_and_shapes_of_metrics(on_devices):
         'discriminator_loss', 'generator_loss', 'real_logit', 'fake_logit',
         'discriminator_grad_norm', 'generator_grad_norm',
         'discriminator_sigma', 'generator_sigma',
-        'discriminator_gamma16', 'generator_gamma16',
+        'discriminator_gamma4', 'generator_gamma8',
     }  # fmt: skip
     assert all(value.shape == (1,) and np.isfinite(value).all() for value in first.values())
 
@@ -195,14 +214,14 @@ def test_gradients_do_not_depend_on_the_number_of_devices(first_step, devices):
         # The gradient of a bias in front of batch norm is rounding noise, 1e-6 of the whole.
         allowed = 1e-4 * np.linalg.norm(one) + 1e-6 * norms[path[0]]
         assert difference <= allowed, (path, difference, np.linalg.norm(one))
-    inside = [p for p in on_one if 'attention16' in p]
+    inside = [p for p in on_one if 'attention8' in p or 'attention4' in p]
     assert len(inside) == 10
     assert all(np.linalg.norm(on_one[path]) > 1e-3 for path in inside)
 
 
 @pytest.fixture(scope='module')
 def alone_on_devices():
-    return run(base(batch_norm__cross_replica=False), 8, 1)[0]
+    return run(8, 1, batch_norm__cross_replica=False)[0]
 
 
 def test_batch_norm_per_device_differs(first_step, alone_on_devices):
@@ -335,7 +354,7 @@ def test_generator_gradient_against_end_to_end_differentiation(first_step):
 def test_averaging_begins_at_start_step(first_step):
     first = first_step[1][1]
     chex.assert_trees_all_equal(first.ema_params, first.generator['params'])
-    second, _ = run(base(), 1, 2)
+    second, _ = run(1, 2)
     expected = jax.tree.map(
         lambda a, b: (np.asarray(a) + np.asarray(b)) / 2,
         first.generator['params'],
@@ -349,10 +368,15 @@ def test_mismatch_loss_on_wrong_labels(first_step):
 
     Each of two devices, two updates and two parts of a batch draws its own wrong labels.
     """
-    settings = {'mismatch_weight': 0.5, 'dataset__flip': False, 'optimizer__discriminator_lr': 0.0}
-    config = base(discriminator_steps=2, gradient_accumulation=2, **settings)
+    settings = {
+        'discriminator_steps': 2,
+        'gradient_accumulation': 2,
+        'dataset__flip': False,
+        'optimizer__discriminator_lr': 0.0,
+    }
+    config = base(**settings)
     before = jax.tree.map(np.array, open_gammas(create_state(config)))
-    _, (metrics,) = run(config, 2, 1)
+    _, (metrics,) = run(2, 1, mismatch_weight=0.5, **settings)
     images, labels = tiny.batch(config)
     ahead = np.concatenate([
         jax.random.randint(stream_key(config.seed, Stream.WRONG_LABELS, update), (8,), 1, 3)
@@ -362,22 +386,22 @@ def test_mismatch_loss_on_wrong_labels(first_step):
     wrong = (labels + ahead) % 3
 
     _, discriminator = models.create(config)
-    weights, once = spectral_norm.normalise(
-        before.discriminator['params'], before.discriminator['spectral_stats']
-    )
-    second, _ = spectral_norm.normalise(before.discriminator['params'], once)
+    normalise = jax.jit(spectral_norm.normalise)
+    apply = jax.jit(discriminator.apply, static_argnames='train')
+    params = before.discriminator['params']
+    weights, once = normalise(params, before.discriminator['spectral_stats'])
+    second, _ = normalise(params, once)
     logits = {'real': [], 'wrong': []}
     for at, used in ((slice(0, 8), weights), (slice(8, 16), second)):
         for name, given in (('real', labels), ('wrong', wrong)):
             seen = (images[at] / 127.5 - 1).astype(np.float32)
             variables = {'params': used, 'batch_stats': {}}
-            logits[name].append(discriminator.apply(variables, seen, given[at], train=False)[0])
+            logits[name].append(apply(variables, seen, given[at], train=False)[0])
     real, wrong = np.concatenate(logits['real']), np.concatenate(logits['wrong'])
     np.testing.assert_allclose(metrics['real_logit'][0], real.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics['mismatch_logit'][0], wrong.mean(), rtol=1e-4)
 
-    _, (without,) = run(base(discriminator_steps=2, gradient_accumulation=2, **settings | {
-        'mismatch_weight': 0.0}), 2, 1)  # fmt: skip
+    _, (without,) = run(2, 1, **settings)
     added = metrics['discriminator_loss'][0] - without['discriminator_loss'][0]
     np.testing.assert_allclose(added, 0.5 * np.maximum(0, 1 + wrong).mean(), rtol=1e-3)
     np.testing.assert_allclose(metrics['generator_loss'], without['generator_loss'], rtol=1e-4)
@@ -394,7 +418,7 @@ REGULARISED = {
 @functools.cache
 def regularised(devices, **changes):
     """One step with R1 at its end."""
-    return run(base(**REGULARISED, **changes), devices, 1, start=1)
+    return run(devices, 1, start=1, **REGULARISED, **changes)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +456,7 @@ def test_one_regularised_step_against_its_definition(first_step):
     """
     before = first_step[0]
     config = base(**REGULARISED)
-    state, (metrics,) = run(config, 1, 1)
+    state, (metrics,) = run(1, 1, **REGULARISED)
     assert 'r1_penalty' not in metrics
     plain = single_copy(first_step[1][1])
     for part in (lambda s: s.discriminator['spectral_stats'], lambda s: s.generator['batch_stats']):
@@ -552,7 +576,7 @@ def test_rates_fall_to_zero():
     """Updates are those of constant rates for half of the steps, then shrink linearly."""
     config, moved = base(num_train_steps=4, optimizer__decay_from=0.5), []
     used = jax.devices()[:1]
-    constant, falling = (create_train_step(c, used) for c in (base(), config))
+    constant, falling = step_of(1), create_train_step(config, used)
     state = jax.tree.map(np.array, open_gammas(create_state(config)))
     for step in range(4):
         batch = tiny.batch(config, seed=step)
@@ -591,19 +615,20 @@ def test_randomness_is_a_function_of_the_step():
 
 
 def test_a_step_in_bfloat16_without_classes_and_attention():
-    config = base(
+    state, (metrics,) = run(
+        2,
+        1,
         dtype='bfloat16',
         loss='non_saturating',
         model__conditioning='none',
         model__generator_attention=(),
         spectral_norm__generator=False,
     )
-    state, (metrics,) = run(config, 2, 1)
     assert all(np.isfinite(value).all() for value in metrics.values())
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state) if leaf.ndim)
     assert state.generator['spectral_stats'] == {}
     assert metrics['generator_sigma'] == 0 < metrics['discriminator_sigma']
-    assert 'generator_gamma16' not in metrics
+    assert 'generator_gamma8' not in metrics
     assert 'embed' not in state.discriminator['params']
     # The loss is convex in the logits, so it is at least the loss of their means (Jensen).
     bound = np.logaddexp(0, -metrics['real_logit']) + np.logaddexp(0, metrics['fake_logit'])
