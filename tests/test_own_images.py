@@ -160,7 +160,7 @@ def test_two_steps_at_96():
     assert int(np.asarray(state.step).ravel()[0]) == 2
 
 
-def test_grey_images_train_one_channel(tmp_path):
+def test_grey_images_train_one_channel(tmp_path, small_networks):
     """Coloured files too: what is trained, drawn and scored is grey everywhere."""
     config = tiny.folder_config(
         tiny.photographs(tmp_path / 'own', 20, ('ant', 'bee')),
@@ -169,6 +169,7 @@ def test_grey_images_train_one_channel(tmp_path):
         num_train_steps=2,
         sample_every=2,
         evaluate_every=2,
+        **tiny.SMALL,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(in_domain, 'STEPS', 2)
@@ -180,7 +181,7 @@ def test_grey_images_train_one_channel(tmp_path):
         assert (np.ptp(np.asarray(Image.open(tmp_path / 'run' / name)), -1) == 0).all()
     assert (np.ptp(model.sample(n=2), -1) == 0).all()
     other = tiny.folder_config(
-        tmp_path / 'own', dataset__num_classes=2, init__run=str(tmp_path / 'run')
+        tmp_path / 'own', dataset__num_classes=2, init__run=str(tmp_path / 'run'), **tiny.SMALL
     )
     with pytest.raises(
         UserError, match=r'networks .* differ .*: set --config.dataset.channels=1\.'

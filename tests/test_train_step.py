@@ -16,7 +16,6 @@ from sagan_jax.augmentation import NUMBERS, augment
 from sagan_jax.errors import UserError
 from sagan_jax.game import create_game
 from sagan_jax.gradients import accumulate
-from sagan_jax.models.architectures import ARCHITECTURES, Architecture
 from sagan_jax.run import integrity
 from sagan_jax.state import create_state
 from sagan_jax.streams import Stream, stream_key
@@ -30,14 +29,7 @@ from sagan_jax.train_step import (
 from tests import tiny
 from tests.traced import operations, precisions
 
-
-@pytest.fixture(scope='module', autouse=True)
-def small_networks():
-    """One block of the generator, two of the discriminator."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES['pyramid'], 8, Architecture((2, 1), (1, 2), downs=1))
-        patch.setitem(ARCHITECTURES['dcgan'], 8, Architecture((1,), (1,), downs=1))
-        yield
+pytestmark = pytest.mark.usefixtures('small_networks')
 
 
 def open_gammas(state):
@@ -58,8 +50,6 @@ def open_gammas(state):
 def base(**overrides):
     """One configuration for most tests here, because each other one has to be compiled.
 
-    Its networks, see `small_networks`, compile in half of the time of those at 32×32.
-
     Adam moves a parameter whose gradient is rounding noise, such as a bias in front of batch norm,
     by the whole learning rate in a random direction. An epsilon above that noise keeps this out of
     comparisons over several steps. With seed 0, unoptimised XLA and float32, gradients on one and
@@ -71,12 +61,9 @@ def base(**overrides):
         'ema__decay': 0.5,
         'ema__start_step': 1,
         'dataset__flip': True,
-        'dataset__image_size': 8,
-        'model__generator_attention': (8,),
-        'model__discriminator_attention': (4,),
         'optimizer__epsilon': 1e-6,
     }
-    return tiny.config(**settings | overrides)
+    return tiny.config(**tiny.SMALL | settings | overrides)
 
 
 @functools.cache
@@ -98,13 +85,13 @@ def run(devices, steps, start=0, **overrides):
 
 
 @pytest.fixture(scope='module')
-def on_devices():
+def on_devices(small_networks):
     """Five steps of one configuration on 1, 2 and 8 devices."""
     return {devices: run(devices, 5) for devices in (1, 2, 8)}
 
 
 @pytest.fixture(scope='module')
-def first_step():
+def first_step(small_networks):
     """The first step of the same runs: the states before (on the host) and after."""
     before = jax.tree.map(np.array, open_gammas(create_state(base())))
     return before, {devices: run(devices, 1)[0] for devices in (1, 2, 8)}
@@ -220,7 +207,7 @@ def test_gradients_do_not_depend_on_the_number_of_devices(first_step, devices):
 
 
 @pytest.fixture(scope='module')
-def alone_on_devices():
+def alone_on_devices(small_networks):
     return run(8, 1, batch_norm__cross_replica=False)[0]
 
 

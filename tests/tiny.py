@@ -17,6 +17,13 @@ from sagan_jax.run import checkpoints, provenance
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.state import create_state
 
+# Overrides of `config` for networks of one doubling, see `conftest.small_networks`.
+SMALL = {
+    'dataset__image_size': 8,
+    'model__generator_attention': (8,),
+    'model__discriminator_attention': (4,),
+}
+
 # A score, as `evaluation/7.json` has it.
 ROW = {
     'name': 'fid10k_train', 'value': 12.3456, 'step': 7, 'num_fake': 10_000, 'num_real': 20_000,

@@ -55,9 +55,7 @@ TRAINED = [
     ('shapes', 'residual16'),
     ('shapes', 'acgan'),
     ('shapes', 'dcgan'),
-    ('shapes', 'paper_text'),
     ('shapes', 'best_public'),
-    ('celeba', 'feat32'),
 ]
 
 

@@ -10,6 +10,7 @@ from launch import memorisation
 from sagan_jax import data
 from sagan_jax.errors import UserError
 from sagan_jax.metrics import in_domain
+from sagan_jax.run import provenance
 from sagan_jax.run.folder import RunFolder
 from sagan_jax.train import train
 from sagan_jax.trained.model import Model
@@ -19,7 +20,7 @@ CLASSES = ('ant', 'bee')
 
 
 @pytest.fixture(scope='module')
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, small_networks):
     """A run with two checkpoints, and a folder with its images, more of them, and others."""
     folder = tmp_path_factory.mktemp('few')
     few = tiny.photographs(folder / 'few', 12, CLASSES, width=32, height=32)
@@ -30,7 +31,7 @@ def folders(tmp_path_factory):
             (folder / 'all' / split / name).mkdir(parents=True, exist_ok=True)
             for index in range(count):
                 tiny.photograph(rng).save(folder / 'all' / split / name / f'other{index}.png')
-    config = tiny.folder_config(few, dataset__num_classes=2, num_train_steps=4)
+    config = tiny.folder_config(few, dataset__num_classes=2, num_train_steps=4, **tiny.SMALL)
     train(config.lock(), folder / 'run')
     return folder
 
@@ -65,7 +66,7 @@ def test_samples_that_are_training_images_and_samples_that_are_not(
     recognised = {image.tobytes() for image in known}
     others = np.stack([image for image in others if image.tobytes() not in recognised])
     assert (len(known), len(others), len(held_out)) == (24, 72, 16)
-    samples = np.resize(known if drawn == 'few' else others, (72, 32, 32, 3))
+    samples = np.resize(known if drawn == 'few' else others, (72, 8, 8, 3))
     monkeypatch.setattr(Model, 'sample', lambda self, n: samples[:n])
 
     def by_heart(self, images, labels):
@@ -93,9 +94,10 @@ def test_too_few_images_are_refused_at_once(folders):
 
 def test_a_run_of_another_data_set_is_compared_with_the_folder(folders, tmp_path):
     """Not with its own data set, which takes no folder."""
-    train(tiny.config(dataset__num_classes=10, num_train_steps=2).lock(), tmp_path / 'run')
+    run = RunFolder(tmp_path)
+    run.write_record(provenance.record(tiny.config(dataset__num_classes=10)))
     with pytest.raises(UserError, match=r'all has 2 classes but dataset.num_classes is 10'):
-        next(memorisation.score(RunFolder(tmp_path / 'run'), str(folders / 'all'), 64))
+        next(memorisation.score(run, str(folders / 'all'), 64))
 
 
 def test_other_classes_are_refused(folders, tmp_path):

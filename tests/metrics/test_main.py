@@ -10,7 +10,7 @@ from sagan_jax import metrics
 from sagan_jax.errors import UserError
 from sagan_jax.metrics.__main__ import main
 
-NAMES = ['fid12', 'is12', 'kid12', 'precision12', 'recall12', 'density12', 'coverage12']
+NAMES = ['fid8', 'is8', 'kid8', 'precision8', 'recall8', 'density8', 'coverage8']
 
 
 def images(n, seed, size=32):
@@ -28,10 +28,10 @@ def save(folder, generated):
 
 @pytest.fixture
 def folders(tmp_path):
-    """11 real images and 12 generated ones."""
+    """7 real images and 8 generated ones."""
     real, fake = tmp_path / 'real', tmp_path / 'fake'
-    save(real, images(11, seed=0))
-    save(fake, images(12, seed=1) // 2)
+    save(real, images(7, seed=0))
+    save(fake, images(8, seed=1) // 2)
     return real, fake
 
 
@@ -45,16 +45,16 @@ def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_p
     rows = [json.loads(line) for line in out.splitlines()]
     assert json.loads(lines.read_text()) == rows
     assert [row['name'] for row in rows] == NAMES
-    assert '12/12' in err  # the progress
+    assert '8/8' in err  # the progress
     assert 'real: 1 not used, files that are not images: class0/notes.txt' in err
     assert 'img/s' in err
-    assert 'Warning: FID from 11 real and 12 fake samples of 2048 features' in err
+    assert 'Warning: FID from 7 real and 8 fake samples of 2048 features' in err
 
     # These scores do not depend on the order of the images.
     features = metrics.inception.load(seeded_graph, batch_size=8)
-    x, y = features(images(11, seed=0)), features(images(12, seed=1) // 2)
+    x, y = features(images(7, seed=0)), features(images(8, seed=1) // 2)
     a, b = x['2048'], y['2048']
-    with pytest.warns(UserWarning, match='11 real'):
+    with pytest.warns(UserWarning, match='7 real'):
         fid = metrics.fid(a, b)
     expected = [
         fid,
@@ -62,20 +62,18 @@ def test_two_folders_are_scored_with_their_protocol(folders, seeded_graph, tmp_p
         *metrics.precision_recall(a, b, 3),
         *metrics.density_coverage(a, b, 5),
     ]
-    values = [row['value'] for row in rows if row['name'] != 'kid12']
+    values = [row['value'] for row in rows if row['name'] != 'kid8']
     assert values == pytest.approx(expected, rel=1e-4)
-    assert rows[2]['subset_size'] == 11
+    assert rows[2]['subset_size'] == 7
     with pytest.warns(UserWarning, match='no error bar'):
-        kid, _ = metrics.kid(a, b, 1000, 11)
-    assert rows[2]['value'] == pytest.approx(kid, rel=0.1)  # other subsets of 12 fakes
+        kid, _ = metrics.kid(a, b, 1000, 7)
+    assert rows[2]['value'] == pytest.approx(kid, rel=0.1)  # other subsets of 8 fakes
     assert 'std' not in rows[2]
-    assert (
-        'Warning: KID over 100 subsets of 11 of 11 real and 12 fake samples has no error bar' in err
-    )
+    assert 'Warning: KID over 100 subsets of 7 of 7 real and 8 fake samples has no error bar' in err
 
     _, sha256 = metrics.inception.load_variables(seeded_graph)
     for row in rows:
-        assert (row['num_real'], row['num_fake']) == (11, 12)
+        assert (row['num_real'], row['num_fake']) == (7, 8)
         assert row['weights_sha256'] == sha256
         assert row['features'] == 'inception-2015-12-05'
         assert row['resize'] == 'tf1-bilinear-299'
@@ -108,7 +106,7 @@ def with_a_larger_image(real, fake):
 
 
 def with_larger_fakes(real, fake):
-    save(fake, images(12, seed=2, size=64))
+    save(fake, images(8, seed=2, size=64))
     return '64×64'
 
 
@@ -146,6 +144,7 @@ def test_a_mistake_ends_the_program_without_a_traceback(folders, tmp_path):
         'sagan_jax.metrics',
         real,
         fake,
+        '--splits=1',
         '--weights',
         tmp_path / 'x.pb',
     ]
