@@ -12,8 +12,11 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'sagan_jax_test_cache')
 )
-# Tiny programs, many of them: compiling well would cost more than running them badly.
-os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
+# Tiny programs, many of them: compiling well would cost more than running them badly, and so would
+# compiling each one in parallel.
+os.environ['XLA_FLAGS'] = (
+    '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
+)
 if jaxlib.version.__version_info__ < (0, 11):  # half the time; later ones may not know it
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '1'
