@@ -167,7 +167,9 @@ def test_an_archive_with_one_wrong_byte_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'content', [b'<!DOCTYPE html><html>404</html>', archive_of(b'x', 'another.pb'), b'\x1f\x8bno']
+    'content',
+    [b'<!DOCTYPE html><html>404</html>', archive_of(b'x', 'another.pb'), b'\x1f\x8bno'],
+    ids=['page', 'other archive', 'no archive'],  # an archive, and so its repr, has the time in it
 )
 def test_a_file_of_another_format_is_refused(tmp_path, content):
     path = tmp_path / 'weights'
