@@ -530,6 +530,7 @@ def test_r1_against_its_definition(settings):
         )
         return jnp.square(gradients).sum() / 8
 
+    assert bool(state.discriminator['batch_stats']) == (config.model.architecture == 'dcgan')
     if not state.discriminator['batch_stats']:  # else images depend on each other
         value, expected = jax.jit(jax.value_and_grad(penalty))(state.discriminator['params'])
         np.testing.assert_allclose(metrics['r1_penalty'], value, rtol=1e-4)

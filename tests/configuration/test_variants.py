@@ -55,7 +55,9 @@ TRAINED = [
     ('shapes', 'residual16'),
     ('shapes', 'acgan'),
     ('shapes', 'dcgan'),
+    ('shapes', 'paper_text'),
     ('shapes', 'best_public'),
+    ('celeba', 'feat32'),
 ]
 
 

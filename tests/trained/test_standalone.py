@@ -43,6 +43,12 @@ CONFIGURATIONS = {
         'model.attention_block': 'residual',
     },
     'dcgan': {'model.conditioning': 'none', 'model.generator_attention': ()},
+    'dcgan of one channel': {
+        'dataset.channels': 1,
+        'model.conditioning': 'none',
+        'model.generator_attention': (),
+        'model.generator_width': 12,  # enough contrast
+    },
     'dcgan of 24×24': {
         'dataset.image_size': 24,
         'model.conditioning': 'none',
